@@ -1,0 +1,122 @@
+# What people type. `make` lists it. Python >= 3.11, make and git are all that must be there beforehand.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CODE := $(wildcard cli libs local services tests tools)
+BASELINE := proto/v1.binpb
+ARGS ?=
+
+##@ Start here
+
+.PHONY: help
+help: ## List these targets.
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv and install everything, pinned and checked by hash. Instant when nothing changed.
+	@:
+
+.PHONY: demo
+demo: $(STAMP) ## Replay real flights through the whole stack, check the numbers, take it down again.
+	$(BIN)/python -m local.demo $(ARGS)
+
+.PHONY: up
+up: $(STAMP) ## Run the local stack in the foreground: Postgres, NATS, the four services, a mailbox.
+	$(BIN)/python -m local.up $(ARGS)
+
+##@ Before a commit
+
+.PHONY: test
+test: $(STAMP) ## Run the tests. ARGS='-k windows -x' goes to pytest.
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: lint types layers proto-check docs-check test ## Everything that must hold, tests included.
+
+.PHONY: fmt
+fmt: $(STAMP) ## Format the code and fix what can be fixed.
+	$(BIN)/ruff check --fix-only --quiet $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+.PHONY: lint
+lint: $(STAMP) ## Check style and format.
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+.PHONY: types
+types: $(STAMP) ## Check types, strictly.
+	$(BIN)/mypy $(CODE)
+
+.PHONY: layers
+layers: $(STAMP) ## Check that imports point one way.
+	$(BIN)/python -m pytest --quiet tests/unit/test_layering.py
+
+.PHONY: chaos
+chaos: $(STAMP) ## Run the tests that kill, pause and partition things. Takes longer than `make test`.
+	$(BIN)/python -m pytest tests/chaos $(ARGS)
+
+##@ Contracts, docs and pins
+
+.PHONY: proto
+proto: $(STAMP) ## Generate gen/carillon from proto/.
+	$(BIN)/python tools/protogen.py
+
+.PHONY: proto-check
+proto-check: $(STAMP) ## Lint the contracts, compare them with the baseline, check that gen/ is fresh.
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(BASELINE)
+	$(BIN)/python tools/protogen.py --check
+
+.PHONY: proto-baseline
+proto-baseline: $(STAMP) ## Make today's contracts the ones that may not be broken.
+	$(BIN)/buf build --exclude-source-info --output $(BASELINE)
+
+.PHONY: docs
+docs: $(STAMP) ## Generate docs/settings.md.
+	@mkdir -p docs
+	$(BIN)/python -m libs.settings_doc > docs/settings.md
+
+.PHONY: docs-check
+docs-check: $(STAMP) ## Check that docs/settings.md is fresh.
+	@$(BIN)/python -m libs.settings_doc | diff --unified docs/settings.md - \
+	  || { echo "docs/settings.md is stale; run \`make docs\` and commit the result." >&2; exit 1; }
+
+.PHONY: lock
+lock: | $(BIN)/uv ## Rewrite requirements/ from pyproject.toml. ARGS=--upgrade moves to the newest versions.
+	$(call compile,runtime.txt,)
+	$(call compile,dev.txt,--all-extras --constraint requirements/runtime.txt)
+
+.PHONY: clean
+clean: ## Remove caches, builds and var/. The virtual environment stays.
+	rm -rf var build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Not $(STAMP): a pyproject.toml that has moved on cannot be installed from the old pins.
+$(BIN)/uv:
+	@echo "Run \`make setup\` with the pins as committed first." >&2; exit 1
+
+# One pin per package for every platform and Python; no index address, so that any mirror of the same files serves.
+define compile
+$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+  --no-emit-index-url --no-emit-find-links $(2) $(ARGS) pyproject.toml --output-file requirements/$(1)
+endef
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Carillon needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "Name another one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { \
+	  echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,47 @@
+"""Ids: UUIDv7 for what is new, UUIDv5 for what follows from something else.
+
+New ids sort by creation, so that B-tree inserts stay on the right-hand edge (RFC 9562 §5.7). Derived ids make an effect
+idempotent: whoever derives it again gets the same id, and Postgres refuses the second row.
+"""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid5
+
+from uuid_utils.compat import uuid7
+
+from libs.errors import FieldViolation, InvalidArgument
+
+_NAMESPACE = UUID("6f0f3c1e-3a0b-5c6e-9d1a-0c0ca7111a0e")
+_SEPARATOR = "\x1f"
+
+
+def new_id() -> UUID:
+    """A UUIDv7 of this machine's clock; ids of one process ascend."""
+    return uuid7()
+
+
+def derived_id(*parts: object) -> UUID:
+    """The UUIDv5 of `parts`, of which at least the first should say what kind of thing this is."""
+    return uuid5(_NAMESPACE, _SEPARATOR.join(map(str, parts)))
+
+
+def parse_id(text: str, field: str) -> UUID:
+    """The UUID in `text`; raises InvalidArgument naming `field`."""
+    try:
+        return UUID(text)
+    except ValueError:
+        shown = text if len(text) <= 64 else text[:61] + "…"
+        raise InvalidArgument([FieldViolation(field, f"must be a UUID, got {shown!r}")]) from None
+
+
+def id_time(uuid7_id: UUID) -> datetime:
+    """When a UUIDv7 was made, to the millisecond; ValueError for other versions."""
+    if uuid7_id.version != 7:
+        raise ValueError(f"{uuid7_id} is not a UUIDv7")
+    return datetime.fromtimestamp((uuid7_id.int >> 80) / 1000, tz=UTC)
+
+
+def id_floor(at: datetime) -> UUID:
+    """The smallest UUIDv7 that could have been made at `at`; for ranges over ids."""
+    milliseconds = (at - datetime.fromtimestamp(0, tz=UTC)) // timedelta(milliseconds=1)
+    return UUID(int=(milliseconds << 80) | (7 << 76) | (2 << 62))

@@ -1,0 +1,111 @@
+"""The sender's table: frames that have no receipt yet. SQL only; `sender.py` moves them.
+
+Waiting times are the database's clock, never business time: a test clock must not make frames wait for hours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from libs.links.frames import OutgoingFrame
+from libs.postgres import Transaction, copy_rows
+
+_COLUMNS = ("frame_id", "receiver", "partition", "payload", "headers", "entries", "next_publish_at")
+_TYPES = ("uuid", "text", "int4", "bytea", "jsonb", "int4", "timestamptz")
+
+_TAKE_DUE = """
+    UPDATE outbox SET
+        publishes = publishes + 1,
+        next_publish_at = clock_timestamp()
+            + least(%(longest)s, %(first)s * power(2, least(publishes, 20))) * (0.75 + random() / 4)
+    WHERE frame_id IN (
+        SELECT frame_id FROM outbox WHERE next_publish_at <= clock_timestamp()
+        ORDER BY frame_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+    RETURNING frame_id, receiver, partition, payload, headers, entries, publishes"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueFrame:
+    """A frame without a receipt, to be published once more; `publishes` counts the sweeps, from 1."""
+
+    frame: OutgoingFrame
+    publishes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """What one link has not had confirmed."""
+
+    receiver: str
+    frames: int
+    oldest_s: float
+
+
+async def insert_frames(tx: Transaction, frames: Sequence[OutgoingFrame], *, first_sweep: timedelta) -> None:
+    """Write frames in the sender's transaction; a sweeper takes over those without a receipt after `first_sweep`."""
+    if not frames:
+        return
+    if len(frames) == 1:
+        # COPY costs two round trips more than INSERT; single frames are the common case of unary calls.
+        frame = frames[0]
+        await tx.raw.execute(
+            "INSERT INTO outbox (frame_id, receiver, partition, payload, headers, entries, next_publish_at)"
+            " VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp() + %s)",
+            (frame.id, frame.receiver, frame.partition, frame.payload, Jsonb(frame.headers), frame.entries, first_sweep),
+        )
+        return
+    row = await (await tx.raw.execute("SELECT clock_timestamp() + %s", (first_sweep,))).fetchone()
+    assert row is not None
+    await copy_rows(
+        tx,
+        "outbox",
+        _COLUMNS,
+        ((f.id, f.receiver, f.partition, f.payload, Jsonb(f.headers), f.entries, row[0]) for f in frames),
+        types=_TYPES,
+    )
+
+
+async def take_due(tx: Transaction, *, first: timedelta, longest: timedelta, limit: int) -> list[DueFrame]:
+    """Frames whose receipt is overdue, oldest first; each waits twice as long for its next sweep."""
+    await tx.raw.execute("SET LOCAL synchronous_commit = off")
+    cursor = await tx.raw.execute(_TAKE_DUE, {"first": first, "longest": longest, "limit": limit})
+    rows = sorted(await cursor.fetchall())
+    return [
+        DueFrame(
+            frame=OutgoingFrame(id=i, receiver=to, partition=part, payload=payload, entries=entries, headers=headers),
+            publishes=publishes,
+        )
+        for i, to, part, payload, headers, entries, publishes in rows
+    ]
+
+
+async def make_all_due(tx: Transaction, receiver: str) -> None:
+    """Have everything for `receiver` published again at the next sweep; for when its stream was lost."""
+    await tx.raw.execute(
+        "UPDATE outbox SET next_publish_at = clock_timestamp() WHERE receiver = %s AND next_publish_at > clock_timestamp()",
+        (receiver,),
+    )
+
+
+async def confirm(tx: Transaction, frame_ids: Sequence[UUID]) -> None:
+    """Forget frames that have their receipt; those already gone are no error."""
+    # A lost confirmation costs one more publication, so it need not wait for the disk.
+    await tx.raw.execute("SET LOCAL synchronous_commit = off")
+    # In order, so that two replicas with the same receipts do not deadlock.
+    await tx.raw.execute(
+        "DELETE FROM outbox WHERE frame_id IN"
+        " (SELECT frame_id FROM outbox WHERE frame_id = ANY(%s) ORDER BY frame_id FOR UPDATE)",
+        (list(frame_ids),),
+    )
+
+
+async def backlogs(tx: Transaction) -> list[Backlog]:
+    """What is unconfirmed now, per receiver, exactly."""
+    cursor = await tx.raw.execute(
+        "SELECT receiver, count(*), extract(epoch FROM clock_timestamp() - min(created_at))::float8"
+        " FROM outbox GROUP BY receiver"
+    )
+    return [Backlog(receiver=to, frames=frames, oldest_s=age) for to, frames, age in await cursor.fetchall()]

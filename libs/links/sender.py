@@ -1,0 +1,243 @@
+"""The sender's half of a link: publishes committed frames, collects receipts, sweeps up what got none.
+
+Use, in this order:
+
+    frames, positions = sender.pack(addressed)
+    async with db.transaction() as tx:
+        ...                                # the state change
+        await sender.insert(tx, frames)    # 1. in the same transaction
+    sender.publish(frames)                 # 2. after the commit; never fails, the sweeper makes up for it
+    receipts = await sender.wait(frames, timeout)   # only where somebody waits for APPLIED; instead of publish()
+
+Everything here may be lost with the process: what counts is in the `outbox` table.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+from google.protobuf.message import DecodeError
+
+from carillon.link.v1 import link_pb2
+from libs.errors import ResourceExhausted, Unavailable
+from libs.links import metrics, outbox
+from libs.links.frames import (
+    REPLY_HEADER,
+    Addressed,
+    OutgoingFrame,
+    Position,
+    all_subjects,
+    pack,
+    receipt_subject,
+    stream_name,
+    subject_of,
+)
+from libs.postgres import Database, Transaction
+from libs.settings import LinkSettings
+from libs.telemetry import traces
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+PUBLISHERS = 32
+"""Publications under way at once. One at a time waits a whole fsync of JetStream each; more than this gain nothing."""
+
+_QUEUE_FRAMES = 10_000
+_CONFIRM_FRAMES = 1_000
+_STATS_INTERVAL_S = 1.0
+
+
+class Broker(Protocol):
+    """What a sender needs of NATS."""
+
+    async def publish(self, subject: str, payload: bytes, *, headers: Mapping[str, str], msg_id: str) -> object: ...
+    async def ensure_stream(self, name: str, subjects: Sequence[str]) -> bool: ...
+    async def subscribe(self, subject: str, callback: Callable[[bytes], Awaitable[None]]) -> object: ...
+
+
+class Sender:
+    """Sends one service's frames to `receivers`; one per process."""
+
+    def __init__(
+        self, *, db: Database, bus: Broker, service: str, replica: str, receivers: Sequence[str], settings: LinkSettings
+    ) -> None:
+        self._db = db
+        self._bus = bus
+        self._service = service
+        self._receivers = tuple(receivers)
+        self._settings = settings
+        self._reply_to = receipt_subject(service, replica)
+        self._queue: asyncio.Queue[tuple[OutgoingFrame, str]] = asyncio.Queue(_QUEUE_FRAMES)
+        self._waiting: dict[UUID, asyncio.Future[link_pb2.Receipt]] = {}
+        self._confirmed: set[UUID] = set()
+        self._has_confirmed = asyncio.Event()
+        self._sweep_now = asyncio.Event()
+        self._unconfirmed: dict[str, int] = dict.fromkeys(receivers, 0)
+        for receiver in receivers:
+            metrics.UNCONFIRMED_FRAMES.labels(receiver).set(0)
+            metrics.OLDEST_UNCONFIRMED_SECONDS.labels(receiver).set(0)
+            for counter in (metrics.PUBLISHED_FRAMES, metrics.PUBLISH_FAILURES, metrics.REPUBLISHED_FRAMES, metrics.CONFIRMED_FRAMES):
+                counter.labels(receiver)
+
+    def pack(self, addressed: Iterable[Addressed]) -> tuple[list[OutgoingFrame], list[Position]]:
+        """Pack entries into frames that carry the current trace; one position per entry, in order."""
+        return pack(self._service, addressed, traces.inject())
+
+    def check_room(self, receivers: Iterable[str]) -> None:
+        """Raise ResourceExhausted when a link holds too much already (INV-9); call before accepting a command."""
+        for receiver in receivers:
+            if self._unconfirmed[receiver] >= self._settings.max_unconfirmed_frames:
+                raise ResourceExhausted(
+                    f"the link to {receiver} holds {self._unconfirmed[receiver]} unconfirmed frames, its limit; come back later",
+                    reason="LINK_BACKLOG_FULL",
+                    retry_after=timedelta(seconds=5),
+                    metadata={"receiver": receiver},
+                )
+
+    async def insert(self, tx: Transaction, frames: Sequence[OutgoingFrame]) -> None:
+        """Step 1: write frames in the transaction of the state change they tell of."""
+        await outbox.insert_frames(tx, frames, first_sweep=self._settings.republish_after)
+
+    def publish(self, frames: Sequence[OutgoingFrame]) -> None:
+        """Step 2, after the commit. When the queue is full the sweeper publishes them later."""
+        for frame in frames:
+            try:
+                self._queue.put_nowait((frame, str(frame.id)))
+            except asyncio.QueueFull:
+                return
+
+    async def wait(self, frames: Sequence[OutgoingFrame], timeout: timedelta) -> dict[UUID, link_pb2.Receipt]:
+        """Publish and wait for receipts; returns those that came before `timeout` (or the receipt_timeout setting)."""
+        loop = asyncio.get_running_loop()
+        futures = {frame.id: loop.create_future() for frame in frames}
+        self._waiting |= futures
+        try:
+            self.publish(frames)
+            limit = min(timeout, self._settings.receipt_timeout)
+            if futures and limit > timedelta(0):
+                await asyncio.wait(futures.values(), timeout=limit.total_seconds())
+            return {frame_id: future.result() for frame_id, future in futures.items() if future.done()}
+        finally:
+            for frame_id in futures:
+                self._waiting.pop(frame_id, None)
+
+    async def ensure_streams(self) -> None:
+        """Have the receivers' streams exist; where one had vanished, publish everything for it again."""
+        for receiver in self._receivers:
+            if await self._bus.ensure_stream(stream_name(receiver), [all_subjects(receiver)]):
+                async with self._db.transaction() as tx:
+                    await outbox.make_all_due(tx, receiver)
+                self._sweep_now.set()
+
+    async def run(self) -> None:
+        """Publish, confirm and sweep until cancelled."""
+        await self._bus.subscribe(self._reply_to, self._on_receipts)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(PUBLISHERS):
+                tasks.create_task(self._publish_loop())
+            tasks.create_task(self._confirm_loop())
+            tasks.create_task(self._sweep_loop())
+            tasks.create_task(self._stats_loop())
+
+    async def _publish_loop(self) -> None:
+        while True:
+            frame, msg_id = await self._queue.get()
+            try:
+                await self._bus.publish(
+                    subject_of(frame.receiver, frame.partition),
+                    frame.payload,
+                    headers=frame.headers | {REPLY_HEADER: self._reply_to},
+                    msg_id=msg_id,
+                )
+                metrics.PUBLISHED_FRAMES.labels(frame.receiver).inc()
+            except Unavailable as err:
+                metrics.PUBLISH_FAILURES.labels(frame.receiver).inc()
+                log.info("A frame was not published; the sweeper will.", extra={"frame_id": str(frame.id), "error": str(err)})
+
+    async def _on_receipts(self, payload: bytes) -> None:
+        try:
+            receipts = link_pb2.Receipts.FromString(payload).receipts
+        except DecodeError:
+            log.warning("Something that is no receipt came in on our receipt subject; ignored.")
+            return
+        for receipt in receipts:
+            frame_id = UUID(bytes=receipt.frame_id)
+            future = self._waiting.pop(frame_id, None)
+            if future is not None and not future.done():
+                future.set_result(receipt)
+            self._confirmed.add(frame_id)
+            if receipt.verdict == link_pb2.FRAME_VERDICT_DEAD:
+                log.error("A frame was put aside by its receiver.", extra={"frame_id": str(frame_id), "reason": receipt.reason})
+        self._has_confirmed.set()
+
+    async def confirm_once(self) -> int:
+        """Forget the frames whose receipts have come; returns how many."""
+        frame_ids = [self._confirmed.pop() for _ in range(min(len(self._confirmed), _CONFIRM_FRAMES))]
+        try:
+            async with self._db.transaction() as tx:
+                await outbox.confirm(tx, frame_ids)
+        except BaseException:
+            self._confirmed.update(frame_ids)
+            raise
+        return len(frame_ids)
+
+    async def sweep_once(self) -> int:
+        """Publish frames whose receipt is overdue; returns how many there were."""
+        async with self._db.transaction() as tx:
+            due = await outbox.take_due(
+                tx,
+                first=self._settings.republish_after,
+                longest=self._settings.republish_max,
+                limit=self._settings.sweep_frames,
+            )
+        for one in due:
+            metrics.REPUBLISHED_FRAMES.labels(one.frame.receiver).inc()
+            # Under a new message id, or JetStream's duplicate window would swallow it.
+            await self._queue.put((one.frame, f"{one.frame.id}:{one.publishes}"))
+        return len(due)
+
+    async def measure_once(self) -> None:
+        """Read the exact backlog of every link into the gauges and `check_room`."""
+        async with self._db.read() as tx:
+            found = {backlog.receiver: backlog for backlog in await outbox.backlogs(tx)}
+        for receiver in {*self._receivers, *found}:
+            backlog = found.get(receiver)
+            self._unconfirmed[receiver] = backlog.frames if backlog else 0
+            metrics.UNCONFIRMED_FRAMES.labels(receiver).set(backlog.frames if backlog else 0)
+            metrics.OLDEST_UNCONFIRMED_SECONDS.labels(receiver).set(backlog.oldest_s if backlog else 0)
+
+    async def _confirm_loop(self) -> None:
+        while True:
+            await self._has_confirmed.wait()
+            self._has_confirmed.clear()
+            while self._confirmed:
+                if not await self._attempt("confirm frames", self.confirm_once()):
+                    await asyncio.sleep(self._settings.sweep_interval.total_seconds())
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.sweep_interval.total_seconds()):
+                    await self._sweep_now.wait()
+            except TimeoutError:
+                pass
+            self._sweep_now.clear()
+            await self._attempt("ensure the receivers' streams", self.ensure_streams())
+            while await self._attempt("sweep", self.sweep_once()) == self._settings.sweep_frames:
+                pass
+
+    async def _stats_loop(self) -> None:
+        while True:
+            await self._attempt("measure the backlog", self.measure_once())
+            await asyncio.sleep(_STATS_INTERVAL_S)
+
+    async def _attempt(self, what: str, work: Coroutine[None, None, Result]) -> Result | None:
+        try:
+            return await work
+        except Unavailable as err:
+            log.warning("Could not %s; trying again.", what, extra={"error": str(err)})
+            return None

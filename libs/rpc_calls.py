@@ -1,0 +1,237 @@
+"""What happens around every handler: trace, count, admit, authenticate, bound in time, decode, answer.
+
+Handlers are wrapped where they are registered, not by gRPC's interceptors: so the methods are known beforehand (bounded
+labels, series that start at 0), a request is decoded by us (a malformed one is the caller's INVALID_ARGUMENT; gRPC
+itself would call it our INTERNAL), and health checks can be left out. Every handler ends in a status; what it raises
+is turned into one by `libs.rpc_errors`. Cancellation, by the caller or a drain, passes through untouched.
+
+An RPC whose servicer does not override the generated method answers UNIMPLEMENTED with a sentence saying so.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+from opentelemetry.trace import Span
+
+from libs.auth import Authenticator, Metadata
+from libs.errors import CarillonError, DeadlineExceeded, FieldViolation, InvalidArgument, ResourceExhausted, Unimplemented
+from libs.rpc_context import Call, Deadline, Principal, enter_call
+from libs.rpc_errors import InternalError, code_of, status_of
+from libs.rpc_metrics import RpcMetrics
+from libs.settings import GrpcSettings
+from libs.telemetry.logs import get_logger
+from libs.telemetry.traces import server_span
+
+_log = get_logger(__name__)
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+Decode = Callable[[bytes], Any]
+_MALFORMED = "The request is not a valid protobuf message of this method"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """One RPC: `service` is the full name, as in carillon.intake.v1.IntakeService."""
+
+    service: str
+    name: str
+    is_open: bool
+    is_stream: bool
+
+    @property
+    def path(self) -> str:
+        """As it is named on the wire, without the leading slash."""
+        return f"{self.service}/{self.name}"
+
+
+class Calls:
+    """Wraps handlers, and holds what all calls of a server share."""
+
+    def __init__(self, settings: GrpcSettings, *, authenticator: Authenticator, metrics: RpcMetrics) -> None:
+        self._settings = settings
+        self._authenticator = authenticator
+        self._metrics = metrics
+        self._in_flight = 0
+
+    def wrap(self, method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        """The same RPC, with everything that happens around it. Open methods need no credential and have no limits."""
+        behavior, decode = _behavior_of(handler), handler.request_deserializer or _as_it_is
+
+        async def answer_one(request: Any, context: Context) -> Any:
+            return await self._run(method, context, lambda: _one(behavior(_decoded(request, decode), context)))
+
+        async def answer_many(request: Any, context: Context) -> None:
+            await self._run(method, context, lambda: _many(behavior(_decoded(request, decode), context), context))
+
+        make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[handler.request_streaming, handler.response_streaming]
+        wrapped = answer_many if handler.response_streaming else answer_one
+        return make(wrapped, request_deserializer=None, response_serializer=handler.response_serializer)
+
+    async def _run(self, method: Method, context: Context, work: Callable[[], Awaitable[T]]) -> T:
+        """One call from arrival to status: the outermost frame of every handler."""
+        started, code = time.perf_counter(), grpc.StatusCode.UNKNOWN
+        self._metrics.started(method.service, method.name)
+        try:
+            with server_span(method.service, method.name, _carrier(context)) as span:
+                try:
+                    result = await self._answer(method, context, work, span)
+                    code = _code_set(context)
+                    return result
+                except asyncio.CancelledError:
+                    code = grpc.StatusCode.CANCELLED
+                    raise
+                except grpc.aio.AbortError:
+                    code = _code_set(context)
+                    raise
+                except Exception as failure:
+                    error = _explained(failure, method, context)
+                    code = code_of(error)
+                finally:
+                    span.set_attribute("rpc.grpc.status_code", code.value[0])
+            await context.abort_with_status(status_of(error))
+        finally:
+            self._metrics.ended(method.service, method.name, code=code, seconds=time.perf_counter() - started)
+
+    async def _answer(self, method: Method, context: Context, work: Callable[[], Awaitable[T]], span: Span) -> T:
+        if method.is_open:
+            return await work()
+        deadline = self._deadline(method, context)
+        with self._slot():
+            try:
+                async with deadline.timeout() as timeout:
+                    principal = await self._principal(context)
+                    span.set_attribute("carillon.tenant", principal.tenant)
+                    enter_call(Call(principal=principal, deadline=deadline))
+                    return await work()
+            except TimeoutError:
+                if not timeout.expired():
+                    raise
+                raise DeadlineExceeded(metadata={"method": method.path}) from None
+
+    async def _principal(self, context: Context) -> Principal:
+        metadata: Metadata = context.invocation_metadata() or ()
+        _check_metadata(metadata)
+        return await self._authenticator.authenticate(metadata)
+
+    def _deadline(self, method: Method, context: Context) -> Deadline:
+        settings = self._settings
+        longest = settings.max_stream_duration if method.is_stream else settings.max_deadline
+        default = settings.max_stream_duration if method.is_stream else settings.default_deadline
+        given = context.time_remaining()
+        if given is None or given > longest.total_seconds():
+            return Deadline.after(default if given is None else longest)
+        return Deadline.after(timedelta(seconds=given))
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        """One of the calls that a server answers at once; ResourceExhausted when there are as many as may be (INV-9)."""
+        limit = self._settings.max_concurrent_rpcs
+        if self._in_flight >= limit:
+            raise ResourceExhausted(
+                f"This process is answering {limit} calls, as many as it may at once.",
+                retry_after=timedelta(seconds=1),
+                reason="TOO_MANY_CALLS",
+                metadata={"limit": str(limit)},
+            )
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+
+def _behavior_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Callable[[Any, Context], Any]:
+    behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    if behavior is None:
+        raise ValueError("A method handler without behaviour.")
+    return behavior
+
+
+async def _one(result: Awaitable[T]) -> T:
+    return await result
+
+
+async def _many(results: Any, context: Context) -> None:
+    """Write what an async generator yields; a coroutine has written with the context itself."""
+    if not hasattr(results, "__aiter__"):
+        await results
+        return
+    async for result in results:
+        await context.write(result)
+
+
+def _as_it_is(request: bytes) -> bytes:
+    return request
+
+
+def _decoded(request: Any, decode: Decode) -> Any:
+    """The request or the iterator over them, decoded; DecodeError becomes the caller's mistake."""
+    return _decoded_one(request, decode) if isinstance(request, bytes) else _decoded_many(request, decode)
+
+
+def _decoded_one(request: bytes, decode: Decode) -> Any:
+    try:
+        return decode(request)
+    except (DecodeError, UnicodeDecodeError) as err:
+        raise InvalidArgument(
+            message=f"{_MALFORMED}, or one of its strings is not valid UTF-8.", reason="MALFORMED_REQUEST"
+        ) from err
+
+
+async def _decoded_many(requests: AsyncIterator[bytes], decode: Decode) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _decoded_one(request, decode)
+
+
+def _check_metadata(metadata: Metadata) -> None:
+    """Metadata is printable ASCII unless its key ends in -bin (gRPC over HTTP2, `ASCII-Value`)."""
+    wrong = [
+        FieldViolation(f"metadata[{key!r}]", "must be printable ASCII; binary values need a key that ends in -bin")
+        for key, value in metadata
+        if isinstance(value, str) and not (value.isascii() and value.isprintable())
+    ]
+    if wrong:
+        raise InvalidArgument(wrong, reason="MALFORMED_METADATA")
+
+
+def _carrier(context: Context) -> dict[str, str]:
+    """The metadata that trace propagation reads."""
+    metadata: Iterable[tuple[str, str | bytes]] = context.invocation_metadata() or ()
+    return {key: value for key, value in metadata if isinstance(value, str) and key in ("traceparent", "tracestate")}
+
+
+def _code_set(context: Context) -> grpc.StatusCode:
+    """What the handler set itself, as health does; OK when it set nothing. gRPC gives a number or a StatusCode."""
+    code: Any = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.OK)
+
+
+def _explained(failure: Exception, method: Method, context: Context) -> CarillonError:
+    """What the caller is told. Everything unexpected is logged here, once, with its traceback."""
+    if isinstance(failure, NotImplementedError) and _code_set(context) is grpc.StatusCode.UNIMPLEMENTED:
+        return Unimplemented(
+            f"{method.path} is part of the contract and not built yet.", metadata={"method": method.path}
+        )
+    if isinstance(failure, CarillonError) and code_of(failure) is not grpc.StatusCode.INTERNAL:
+        _log.debug("Refused a call.", method=method.path, reason=failure.reason, error=failure.message)
+        return failure
+    error = InternalError()
+    _log.error("A call failed unexpectedly.", method=method.path, error_id=error.error_id, exc_info=failure)
+    return error
+
+
