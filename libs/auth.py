@@ -35,7 +35,7 @@ class Authenticator(Protocol):
     """Turns a call's metadata into who calls."""
 
     async def authenticate(self, metadata: Metadata) -> Principal:
-        """Raise Unauthenticated, PermissionDenied, InvalidArgument (malformed), or Unavailable (cannot tell just now)."""
+        """Raise Unauthenticated, PermissionDenied, InvalidArgument (malformed), or Unavailable (cannot tell now)."""
 
 
 class TokenVerifier(Protocol):

@@ -5,8 +5,8 @@ key abused as an HMAC secret passes. Issuer, audience and expiry are required.
 
 Keys are fetched when first needed, after their lifetime, and when a token names a key id that is not among them (the
 issuer rotates its keys), the latter at most once per `jwks_min_interval`. One fetch runs at a time, the others wait for
-it. While the issuer cannot be reached the old keys stay in use, up to `jwks_max_stale` past their lifetime; then, and when there
-never were any, calls are UNAVAILABLE: we cannot tell, which is not the caller's fault.
+it. While the issuer cannot be reached the old keys stay in use, up to `jwks_max_stale` past their lifetime; then, and
+when there never were any, calls are UNAVAILABLE: we cannot tell, which is not the caller's fault.
 """
 
 import asyncio
@@ -36,7 +36,9 @@ Fetch = Callable[[], Awaitable[bytes]]
 class KeySet:
     """The issuer's current keys, by key id."""
 
-    def __init__(self, fetch: Fetch, settings: AuthSettings, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, fetch: Fetch, settings: AuthSettings, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._fetch = fetch
         self._lifetime_s = settings.jwks_lifetime.total_seconds()
         self._max_stale_s = settings.jwks_max_stale.total_seconds()
@@ -49,7 +51,9 @@ class KeySet:
 
     async def key(self, key_id: str | None) -> jwt.PyJWK | None:
         """The key, or None when the issuer has no such key; Unavailable when that cannot be told."""
-        if self._age() > self._lifetime_s or self._find(key_id) is None:
+        is_usable = self._find(key_id) is not None and self._age() <= self._lifetime_s + self._max_stale_s
+        is_being_fetched = self._lock.locked()
+        if self._is_needed(key_id) and not (is_usable and is_being_fetched):
             await self._refresh(key_id)
         if self._age() > self._lifetime_s + self._max_stale_s:
             raise Unavailable("The keys of the token issuer cannot be fetched.", reason="ISSUER_UNAVAILABLE")
@@ -57,8 +61,8 @@ class KeySet:
 
     async def _refresh(self, key_id: str | None) -> None:
         async with self._lock:
-            is_needed = self._age() > self._lifetime_s or self._find(key_id) is None  # Another caller may have done it.
-            if not is_needed or self._monotonic() - self._tried_at < self._min_interval_s:
+            is_too_soon = self._monotonic() - self._tried_at < self._min_interval_s
+            if is_too_soon or not self._is_needed(key_id):  # Another caller may have done it meanwhile.
                 return
             self._tried_at = self._monotonic()
             try:
@@ -68,6 +72,9 @@ class KeySet:
             else:
                 self._fetched_at = self._monotonic()
                 _log.info("Fetched the keys of the token issuer.", keys=len(self._keys))
+
+    def _is_needed(self, key_id: str | None) -> bool:
+        return self._age() > self._lifetime_s or self._find(key_id) is None
 
     def _find(self, key_id: str | None) -> jwt.PyJWK | None:
         """A token without a key id is fine where there is one key only."""

@@ -71,9 +71,7 @@ class FileVersion:
 class TokenFile:
     """Verifies tokens against the file's current content."""
 
-    def __init__(
-        self, path: Path, *, check_every_s: float, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, path: Path, *, check_every_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         """Reads the file; SettingsError when it cannot be used."""
         self._path = path
         self._check_every_s = check_every_s

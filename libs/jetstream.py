@@ -13,10 +13,9 @@ import asyncio
 import json
 import logging
 import random
-import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Self
 
@@ -26,20 +25,20 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 from nats.js import errors as js_errors
-from nats.js.api import ConsumerConfig, DiscardPolicy, Header, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import ConsumerConfig, Header, StreamConfig
 
 from libs.errors import FailedPrecondition, Unavailable
+from libs.jetstream_options import RECONNECT_MAX_S, connection_options
 from libs.jetstream_pull import Message, Pull
+from libs.jetstream_streams import create_or_update, stream_config
 from libs.settings import NatsSettings
 
 __all__ = ["Bus", "Message", "PublishFailed", "Published"]
 
 log = logging.getLogger(__name__)
 
-DUPLICATE_WINDOW = timedelta(minutes=2)
-_RECONNECT_MAX_S = 1.0  # As soon as the broker is back, frames should flow; a try costs one SYN.
-_PING_INTERVAL_S = 10  # Twice unanswered: the connection is dead.
 _API_TIMEOUT_S = 5.0
+_CANNOT_UPDATE = 10052  # "stream configuration update can not change …", with code 500
 _ERRORS = (nats.errors.Error, OSError, TimeoutError)
 
 
@@ -51,7 +50,7 @@ class PublishFailed(Unavailable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """JetStream's acknowledgement. `is_duplicate`: it already had a message with this id within the duplicate window."""
+    """JetStream's acknowledgement. `is_duplicate`: it had a message with this id, within the duplicate window."""
 
     stream: str
     sequence: int
@@ -81,6 +80,7 @@ class Bus:
         self._pulls: set[Pull] = set()
         self._hooks: list[Callable[[str], Awaitable[None]]] = []
         self._restoring: asyncio.Task[None] | None = None
+        self._waits: set[asyncio.Timeout] = set()
 
     @classmethod
     async def connect(cls, settings: NatsSettings, name: str) -> Self:
@@ -118,12 +118,14 @@ class Bus:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+        if self._client is None:
+            return
+        with suppress(*_ERRORS):
+            if self.is_connected:
+                await self._client.flush(1)  # Acknowledgements are still on their way.
         self._connected.clear()
-        if self._client is not None:
-            with suppress(*_ERRORS):
-                await self._client.flush(1)
-            with suppress(*_ERRORS):
-                await self._client.close()
+        with suppress(*_ERRORS):
+            await self._client.close()
 
     # Streams
 
@@ -139,22 +141,18 @@ class Bus:
     ) -> bool:
         """Have the stream exist with this configuration, from now on; whether it is new since the last call.
 
-        Stored in files, refuses messages when full (never drops old ones), `DUPLICATE_WINDOW` for message ids. A work
+        Stored in files; refuses messages when full; knows message ids for two minutes. A work
         queue deletes what is acknowledged. None: from the settings. The stream is also made again by itself after a
-        reconnect; the answer True is then kept for the next call. Raises Unavailable when NATS is away or refuses, and
-        FailedPrecondition when the stream exists and cannot be changed into this.
+        reconnect; the answer True is then kept for the next call. Raises Unavailable when NATS is away (the stream is
+        made when it is back) or refuses, FailedPrecondition when the stream exists and cannot be changed into this.
         """
-        age = max_age or self._settings.stream_max_age
-        config = StreamConfig(
-            name=name,
-            subjects=list(subjects),
-            retention=RetentionPolicy.WORK_QUEUE if is_work_queue else RetentionPolicy.LIMITS,
-            storage=StorageType.FILE,
-            discard=DiscardPolicy.NEW,
-            max_age=age.total_seconds(),
+        config = stream_config(
+            name,
+            subjects,
+            is_work_queue=is_work_queue,
+            max_age=max_age or self._settings.stream_max_age,
             max_bytes=max_bytes or self._settings.stream_max_bytes,
-            duplicate_window=min(DUPLICATE_WINDOW, age).total_seconds(),
-            num_replicas=replicas or self._settings.stream_replicas,
+            replicas=replicas or self._settings.stream_replicas,
         )
         known = self._streams.setdefault(name, _Stream(config))
         known.config = config
@@ -167,16 +165,17 @@ class Bus:
         self._hooks.append(hook)
 
     async def restore_stream(self, name: str) -> None:
-        """Make a declared stream exist again; does nothing for a stream nobody declared here. Errors: `ensure_stream`."""
+        """Make a declared stream exist again; does nothing for one nobody declared. Errors: as `ensure_stream`."""
         stream = self._streams.get(name)
         if stream is None:
             return
         async with self._stream_lock:
             try:
-                created_at = await _create_or_update(self._jetstream(), stream.config)
-            except js_errors.BadRequestError as err:
-                raise FailedPrecondition(f"The stream {name} exists and cannot be changed: {err.description}") from err
+                async with self._while_connected():
+                    created_at = await create_or_update(self._jetstream(), stream.config)
             except _ERRORS as err:
+                if isinstance(err, js_errors.APIError) and (err.code == 400 or err.err_code == _CANNOT_UPDATE):
+                    raise FailedPrecondition(f"The stream {name} cannot be changed: {err.description}") from err
                 raise Unavailable(f"The stream {name} cannot be ensured now: {err}", reason="NATS_UNAVAILABLE") from err
         if created_at == stream.created_at:
             return
@@ -204,13 +203,15 @@ class Bus:
         seconds = (timeout or self._settings.publish_timeout).total_seconds()
         all_headers = {**(headers or {}), **({Header.MSG_ID.value: msg_id} if msg_id else {})}
         try:
-            answer = await self._connection().request(subject, payload, timeout=seconds, headers=all_headers or None)
+            client = self._connection()
+            async with self._while_connected():
+                answer = await client.request(subject, payload, timeout=seconds, headers=all_headers or None)
             ack: dict[str, Any] = json.loads(answer.data)
         except nats.errors.NoRespondersError as err:
             self._restore_soon()
             raise PublishFailed(f"No stream takes {subject}.", reason="NO_STREAM") from err
         except (*_ERRORS, Unavailable) as err:
-            raise PublishFailed(f"{subject} was not acknowledged: {err or type(err).__name__}") from err
+            raise PublishFailed(f"{subject} was not acknowledged: {str(err) or type(err).__name__}") from err
         if error := ack.get("error"):
             raise PublishFailed(f"{subject} was refused: {error.get('description', error)}")
         return Published(stream=ack["stream"], sequence=ack["seq"], is_duplicate=ack.get("duplicate", False))
@@ -251,10 +252,10 @@ class Bus:
     ) -> AsyncGenerator[list[Message], None]:
         """Messages of a durable consumer as they come, in lists of 1 to `batch`, until cancelled or closed.
 
-        Several processes with the same `durable` share the messages. While a list is worked on, the next one is fetched:
-        at most 2 × `batch` messages are here at once. Each must be acknowledged within `ack_wait` or it comes again;
-        `max_ack_pending` bounds what all processes together hold. Never raises for NATS's sake: it waits for the
-        connection, makes the stream (if declared here) and consumer again where they vanished, and goes on.
+        Several processes with the same `durable` share the messages. While a list is worked on, the next ones are
+        fetched: at most 3 × `batch` messages are here at once. Each must be acknowledged within `ack_wait` or it comes
+        again; `max_ack_pending` bounds what all processes together hold. Never raises for NATS's sake: it waits for
+        the connection, makes the stream (if declared here) and consumer again where they vanished, and goes on.
         """
         config = ConsumerConfig(
             name=durable,
@@ -276,7 +277,8 @@ class Bus:
         """For `Pull`: a connection on which its stream and consumer exist. Raises Unavailable and NATS's errors."""
         await self._connected.wait()
         await self.restore_stream(pull.stream)
-        await self._jetstream().add_consumer(pull.stream, pull.config)
+        async with self._while_connected():
+            await self._jetstream().add_consumer(pull.stream, pull.config)
         return self._connection()
 
     # The connection
@@ -292,58 +294,42 @@ class Bus:
     async def _keep_connected(self) -> None:
         """Make a client and a new one whenever it gave up, which it does on some errors from the server."""
         while True:
-            client, has_given_up = Client(), asyncio.Event()
-
-            async def on_closed(event: asyncio.Event = has_given_up) -> None:
-                event.set()
-
+            self._client = client = Client()
+            has_given_up = asyncio.Event()
             try:
-                await client.connect(**self._options(client), closed_cb=on_closed)
+                await client.connect(
+                    name=self._name, **connection_options(self._settings), **self._callbacks(client, has_given_up)
+                )
                 await self._on_connected(client, is_new=True)
                 await has_given_up.wait()
             except _ERRORS as err:
                 log.warning("Connecting to NATS failed; trying again.", extra={"error": str(err)})
-            finally:
-                self._connected.clear()
-                if self._client is not client or not has_given_up.is_set():
-                    self._client = client  # For close(), which ends what is left of it.
-            await asyncio.sleep(random.uniform(0, _RECONNECT_MAX_S))
+                with suppress(*_ERRORS):
+                    await client.close()
+            self._on_disconnected()
+            await asyncio.sleep(random.uniform(0, RECONNECT_MAX_S))
 
-    def _options(self, client: Client) -> dict[str, Any]:
-        settings = self._settings
-        secret = settings.password.get_secret_value() if settings.password else None
-
+    def _callbacks(self, client: Client, has_given_up: asyncio.Event) -> dict[str, Any]:
         async def on_disconnected() -> None:
-            if self._connected.is_set():
-                log.warning("The connection to NATS is lost; reconnecting.")
-            self._connected.clear()
+            self._on_disconnected()
 
         async def on_reconnected() -> None:
             await self._on_connected(client, is_new=False)
+
+        async def on_closed() -> None:
+            has_given_up.set()
 
         async def on_error(error: Exception) -> None:
             log.debug("NATS client.", extra={"error": repr(error)})
 
         return {
-            "servers": list(settings.url),
-            "name": self._name,
-            "user": settings.user,
-            "password": secret,
-            "token": settings.token.get_secret_value() if settings.token else None,
-            "user_credentials": str(settings.creds_file) if settings.creds_file else None,
-            "tls": _tls(settings),
-            "connect_timeout": max(1, round(settings.connect_timeout.total_seconds())),
-            "max_reconnect_attempts": -1,
-            "reconnect_time_wait": random.uniform(0.2, 0.6),  # Between tries before the first connection only.
-            "reconnect_to_server_handler": _choose_server,
-            "ping_interval": _PING_INTERVAL_S,
             "disconnected_cb": on_disconnected,
             "reconnected_cb": on_reconnected,
+            "closed_cb": on_closed,
             "error_cb": on_error,
         }
 
     async def _on_connected(self, client: Client, *, is_new: bool) -> None:
-        self._client = client
         self._epoch += 1
         self._connected.set()
         log.info("Connected to NATS.", extra={"server": client.connected_url.netloc if client.connected_url else ""})
@@ -353,6 +339,27 @@ class Bus:
         for pull in self._pulls:
             pull.wake()
         self._restore_soon()
+
+    def _on_disconnected(self) -> None:
+        if not self.is_connected:
+            return
+        log.warning("The connection to NATS is lost; reconnecting.")
+        self._connected.clear()
+        for wait in self._waits:
+            wait.reschedule(0)
+
+    @asynccontextmanager
+    async def _while_connected(self) -> AsyncIterator[None]:
+        """Raise TimeoutError at once when the connection is lost: what was asked will not be answered.
+
+        nats-py would wait its full time, and publishers with it.
+        """
+        async with asyncio.timeout(None) as wait:
+            self._waits.add(wait)
+            try:
+                yield
+            finally:
+                self._waits.discard(wait)
 
     def _restore_soon(self) -> None:
         if self._streams and (self._restoring is None or self._restoring.done()):
@@ -386,40 +393,5 @@ class _Subscribed:
     async def _on_message(self, message: Msg) -> None:
         try:
             await self._callback(message.data)
-        except Exception:  # noqa: BLE001 — outermost frame of a message nobody else waits for.
+        except Exception:  # Outermost frame of a message nobody else waits for.
             log.exception("A message was not handled.", extra={"subject": message.subject})
-
-
-async def _create_or_update(jetstream: JetStreamContext, wanted: StreamConfig) -> datetime | None:
-    """When the stream that now exists was created: the broker's own word on whether it is the one we knew."""
-    assert wanted.name is not None
-    try:
-        found = await jetstream.stream_info(wanted.name)
-    except js_errors.NotFoundError:
-        return (await jetstream.add_stream(wanted)).created
-    differs = {
-        field: getattr(wanted, field)
-        for field in ("subjects", "retention", "storage", "discard", "max_age", "max_bytes", "duplicate_window")
-        if getattr(wanted, field) != getattr(found.config, field)
-    }
-    if wanted.num_replicas != found.config.num_replicas:
-        differs["num_replicas"] = wanted.num_replicas
-    if not differs:
-        return found.created
-    log.info("Updating a stream.", extra={"stream": wanted.name, "fields": sorted(differs)})
-    return (await jetstream.update_stream(replace(found.config, **differs))).created
-
-
-def _choose_server(servers: list[Any], _info: Mapping[str, Any]) -> tuple[Any, float]:
-    """A random server after a random delay that grows with the tries, so that clients do not come back in step."""
-    server = random.choice(servers)
-    return server, random.uniform(0, min(_RECONNECT_MAX_S, 0.05 * 2 ** min(server.reconnects, 10)))
-
-
-def _tls(settings: NatsSettings) -> ssl.SSLContext | None:
-    if not (settings.tls_ca_file or settings.tls_cert_file or any(url.startswith("tls") for url in settings.url)):
-        return None
-    context = ssl.create_default_context(cafile=settings.tls_ca_file)
-    if settings.tls_cert_file:
-        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
-    return context

@@ -105,7 +105,7 @@ class Pull:
         while True:
             if self._epoch != self._bus.epoch:
                 await self._open()
-            if not self._outstanding and len(self._arrived) < self._batch:
+            if not self._outstanding and len(self._arrived) <= self._batch:
                 await self._ask()
             if self._arrived:
                 return [self._arrived.popleft() for _ in range(min(self._batch, len(self._arrived)))]

@@ -11,13 +11,13 @@ with the program before them.
 Everything here is blocking; it is run from `python -m services.<name> migrate`, before there is an event loop.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import structlog
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
@@ -34,7 +34,7 @@ from libs.settings import PostgresSettings
 
 _LOCK_POLL_S = 0.1
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 
 def upgrade(settings: PostgresSettings, schema: str, directory: Path) -> int:
@@ -50,7 +50,8 @@ def upgrade(settings: PostgresSettings, schema: str, directory: Path) -> int:
     def on_applied(*, step: MigrationInfo, **_: object) -> None:
         nonlocal applied
         applied += 1
-        log.info("Migrated.", schema=schema, revision=step.up_revision_id, about=_about(script, step.up_revision_id))
+        revision = step.up_revision_id
+        log.info("Migrated.", extra={"schema": schema, "revision": revision, "about": _about(script, revision)})
 
     with _alone(engine, settings, schema), engine.connect() as connection:
         connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
@@ -67,7 +68,7 @@ def upgrade(settings: PostgresSettings, schema: str, directory: Path) -> int:
         )
         with environment.begin_transaction():
             environment.run_migrations()
-    log.info("The schema is up to date.", schema=schema, applied=applied, revision=script.get_current_head())
+    log.info("The schema is up to date.", extra={"schema": schema, "applied": applied})
     return applied
 
 
@@ -115,7 +116,9 @@ def _is_known(script: ScriptDirectory, connection: Connection, schema: str) -> b
         for head in heads:
             script.get_revision(head)
     except (RevisionError, CommandError):
-        log.warning("The schema is newer than this program; it stays as it is.", schema=schema, revision=heads[0])
+        log.warning(
+            "The schema is newer than this program and stays as it is.", extra={"schema": schema, "heads": heads}
+        )
         return False
     return True
 
@@ -135,7 +138,7 @@ def _alone(engine: Engine, settings: PostgresSettings, schema: str) -> Iterator[
             if time.monotonic() > deadline:
                 raise Unavailable(f"Another process is still migrating {schema} after {settings.migration_timeout}.")
             if not is_waiting:
-                log.info("Waiting for another process's migration.", schema=schema)
+                log.info("Waiting for another process's migration.", extra={"schema": schema})
                 is_waiting = True
             time.sleep(_LOCK_POLL_S)
         yield  # Closing the session releases the lock, whatever happened.

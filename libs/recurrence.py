@@ -82,7 +82,9 @@ def next_after(rule: Rule, after: datetime) -> datetime | None:
 def occurrences(rule: Rule, after: datetime) -> Iterator[datetime]:
     """Occurrences strictly after `after`, ascending, each instant once, in UTC."""
     # A count is counted from the start, so everything from there has to be seen.
-    seen_from = rule.start - timedelta(microseconds=1) if rule.count else max(after, rule.start - timedelta(microseconds=1))
+    seen_from = (
+        rule.start - timedelta(microseconds=1) if rule.count else max(after, rule.start - timedelta(microseconds=1))
+    )
     numbered = islice(_instants(rule, seen_from), rule.count) if rule.count else _instants(rule, seen_from)
     for at in numbered:
         if rule.end is not None and at >= rule.end:

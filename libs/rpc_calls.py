@@ -8,20 +8,29 @@ is turned into one by `libs.rpc_errors`. Cancellation, by the caller or a drain,
 An RPC whose servicer does not override the generated method answers UNIMPLEMENTED with a sentence saying so.
 """
 
+from __future__ import annotations  # gRPC's classes are generic in its stubs only.
+
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 from opentelemetry.trace import Span
 
 from libs.auth import Authenticator, Metadata
-from libs.errors import CarillonError, DeadlineExceeded, FieldViolation, InvalidArgument, ResourceExhausted, Unimplemented
+from libs.errors import (
+    CarillonError,
+    DeadlineExceeded,
+    FieldViolation,
+    InvalidArgument,
+    ResourceExhausted,
+    Unimplemented,
+)
 from libs.rpc_context import Call, Deadline, Principal, enter_call
 from libs.rpc_errors import InternalError, code_of, status_of
 from libs.rpc_metrics import RpcMetrics
@@ -31,8 +40,11 @@ from libs.telemetry.traces import server_span
 
 _log = get_logger(__name__)
 
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
 T = TypeVar("T")
-Context = grpc.aio.ServicerContext[Any, Any]
 Decode = Callable[[bytes], Any]
 _MALFORMED = "The request is not a valid protobuf message of this method"
 
@@ -61,7 +73,7 @@ class Calls:
         self._metrics = metrics
         self._in_flight = 0
 
-    def wrap(self, method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    def wrap(self, method: Method, handler: Handler) -> Handler:
         """The same RPC, with everything that happens around it. Open methods need no credential and have no limits."""
         behavior, decode = _behavior_of(handler), handler.request_deserializer or _as_it_is
 
@@ -71,7 +83,7 @@ class Calls:
         async def answer_many(request: Any, context: Context) -> None:
             await self._run(method, context, lambda: _many(behavior(_decoded(request, decode), context), context))
 
-        make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = {
+        make: Callable[..., Handler] = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (False, True): grpc.unary_stream_rpc_method_handler,
             (True, False): grpc.stream_unary_rpc_method_handler,
@@ -96,7 +108,7 @@ class Calls:
                 except grpc.aio.AbortError:
                     code = _code_set(context)
                     raise
-                except Exception as failure:
+                except Exception as failure:  # noqa: BLE001 - the outermost frame of a call; it logs and counts.
                     error = _explained(failure, method, context)
                     code = code_of(error)
                 finally:
@@ -110,8 +122,9 @@ class Calls:
             return await work()
         deadline = self._deadline(method, context)
         with self._slot():
+            timeout = deadline.timeout()
             try:
-                async with deadline.timeout() as timeout:
+                async with timeout:
                     principal = await self._principal(context)
                     span.set_attribute("carillon.tenant", principal.tenant)
                     enter_call(Call(principal=principal, deadline=deadline))
@@ -130,14 +143,14 @@ class Calls:
         settings = self._settings
         longest = settings.max_stream_duration if method.is_stream else settings.max_deadline
         default = settings.max_stream_duration if method.is_stream else settings.default_deadline
-        given = context.time_remaining()
+        given: float | None = context.time_remaining()  # None without a deadline, whatever the stubs say.
         if given is None or given > longest.total_seconds():
             return Deadline.after(default if given is None else longest)
         return Deadline.after(timedelta(seconds=given))
 
     @contextmanager
     def _slot(self) -> Iterator[None]:
-        """One of the calls that a server answers at once; ResourceExhausted when there are as many as may be (INV-9)."""
+        """One of the calls that a server answers at once; ResourceExhausted when none is free (INV-9)."""
         limit = self._settings.max_concurrent_rpcs
         if self._in_flight >= limit:
             raise ResourceExhausted(
@@ -153,11 +166,9 @@ class Calls:
             self._in_flight -= 1
 
 
-def _behavior_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Callable[[Any, Context], Any]:
-    behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    if behavior is None:
-        raise ValueError("A method handler without behaviour.")
-    return behavior
+def _behavior_of(handler: Handler) -> Callable[[Any, Context], Any]:
+    behavior: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    return cast("Callable[[Any, Context], Any]", behavior)
 
 
 async def _one(result: Awaitable[T]) -> T:
@@ -233,5 +244,3 @@ def _explained(failure: Exception, method: Method, context: Context) -> Carillon
     error = InternalError()
     _log.error("A call failed unexpectedly.", method=method.path, error_id=error.error_id, exc_info=failure)
     return error
-
-

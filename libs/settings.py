@@ -43,6 +43,7 @@ __all__ = [
     "PostgresSettings",
     "ReflectionMode",
     "Settings",
+    "ShardSettings",
     "TelemetrySettings",
     "TlsMode",
     "format_duration",
@@ -259,8 +260,8 @@ class GrpcSettings(Settings):
         timedelta(0),
         ge=timedelta(0),
         le=MINUTE,
-        description="After SIGTERM: how long new calls are still answered while health already says NOT_SERVING, so that "
-        "load balancers stop choosing this process first. 0s: not at all; 5s behind a Kubernetes Service.",
+        description="After SIGTERM: how long new calls are still answered while health already says NOT_SERVING, so "
+        "that load balancers stop choosing this process first. 0s: not at all; 5s behind a Kubernetes Service.",
     )
     drain_timeout: Duration = Field(
         20 * SECOND,
@@ -338,10 +339,14 @@ class AuthSettings(Settings):
         5 * SECOND,
         ge=100 * MILLISECOND,
         le=HOUR,
-        description="How long a change of tokens_file or jwks_file may go unnoticed; a look costs one stat().",
+        description="How long a change of tokens_file may go unnoticed; a look costs one stat().",
     )
     jwks_url: str | None = Field(None, description="Mode jwt: where the issuer's keys are. Or use jwks_file.")
-    jwks_file: Path | None = Field(None, description="Mode jwt: a file with the issuer's keys, instead of jwks_url.")
+    jwks_file: Path | None = Field(
+        None,
+        description="Mode jwt: a file with the issuer's keys, instead of jwks_url; read "
+        "as often as that would be fetched.",
+    )
     jwks_ca_file: Path | None = Field(
         None, description="PEM with the CAs that may sign jwks_url's server. Not set: the system's."
     )
@@ -520,3 +525,18 @@ class LinkSettings(Settings):
         if self.republish_after > self.republish_max:
             raise ValueError("republish_after must not be longer than republish_max")
         return self
+
+
+class ShardSettings(Settings):
+    """How the scheduler's entities are sliced."""
+
+    model_config = SettingsConfigDict(env_prefix="CARILLON_SHARD_")
+
+    count: int = Field(
+        64,
+        ge=1,
+        le=1024,
+        validation_alias="CARILLON_SHARDS",
+        description="Shards the entities are spread over, fixed at install and the same for all services. The upper limit "
+        "of useful scheduler replicas; more shards mean smaller frames.",
+    )

@@ -59,7 +59,9 @@ async def set_test_clock(url: str, *, origin: datetime, rate: float, until: date
         await conn.execute(f"NOTIFY {CHANNEL}")
 
 
-async def let_test_clock_run(conn: psycopg.AsyncConnection[tuple[object, ...]], *, until: datetime, rate: float) -> None:
+async def let_test_clock_run(
+    conn: psycopg.AsyncConnection[tuple[object, ...]], *, until: datetime, rate: float
+) -> None:
     """Let the clock go on from where it is, to `until` (never back). `conn` must be in autocommit mode."""
     await conn.execute(_ADVANCE, {"until": until, "rate": rate})
     await conn.execute(f"NOTIFY {CHANNEL}")
@@ -85,7 +87,9 @@ class TestClock:
             async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
                 await clock._read(conn)
         except psycopg.errors.UndefinedTable as err:
-            raise FailedPrecondition("CARILLON_TEST_CLOCK is on, but no test clock has been set in this database") from err
+            raise FailedPrecondition(
+                "CARILLON_TEST_CLOCK is on, but no test clock has been set in this database"
+            ) from err
         except psycopg.OperationalError as err:
             raise Unavailable(f"cannot read the test clock: {err}") from err
         return clock

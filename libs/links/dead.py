@@ -21,7 +21,15 @@ class DeadFrame:
 
 
 async def bury(
-    tx: Transaction, frame_id: UUID, *, sender: str, partition: int, payload: bytes, entries: int, reason: str, deliveries: int
+    tx: Transaction,
+    frame_id: UUID,
+    *,
+    sender: str,
+    partition: int,
+    payload: bytes,
+    entries: int,
+    reason: str,
+    deliveries: int,
 ) -> None:
     """Put a frame aside; a second time changes nothing."""
     await tx.raw.execute(

@@ -48,7 +48,9 @@ class BadFrame(Exception):
     """The message is not a frame."""
 
 
-def pack(sender: str, addressed: Iterable[Addressed], headers: dict[str, str]) -> tuple[list[OutgoingFrame], list[Position]]:
+def pack(
+    sender: str, addressed: Iterable[Addressed], headers: dict[str, str]
+) -> tuple[list[OutgoingFrame], list[Position]]:
     """Pack entries into as few frames as bounds allow, keeping their order within each receiver and partition.
 
     Returns the frames, and one position per entry in the order given. An entry that alone is larger than a frame gets a

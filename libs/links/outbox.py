@@ -54,7 +54,15 @@ async def insert_frames(tx: Transaction, frames: Sequence[OutgoingFrame], *, fir
         await tx.raw.execute(
             "INSERT INTO outbox (frame_id, receiver, partition, payload, headers, entries, next_publish_at)"
             " VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp() + %s)",
-            (frame.id, frame.receiver, frame.partition, frame.payload, Jsonb(frame.headers), frame.entries, first_sweep),
+            (
+                frame.id,
+                frame.receiver,
+                frame.partition,
+                frame.payload,
+                Jsonb(frame.headers),
+                frame.entries,
+                first_sweep,
+            ),
         )
         return
     row = await (await tx.raw.execute("SELECT clock_timestamp() + %s", (first_sweep,))).fetchone()

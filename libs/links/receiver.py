@@ -12,14 +12,15 @@ Passing failures (Postgres away, deadlock) hand the frames back and never count 
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
 
 from carillon.link.v1 import link_pb2
-from libs.errors import InvalidArgument
+from libs.errors import InvalidArgument, Unavailable
 from libs.ids import derived_id
 from libs.links import dead, inbox, metrics
 from libs.links.frames import REPLY_HEADER, BadFrame, OutgoingFrame, all_subjects, parse_frame, stream_name
@@ -33,6 +34,8 @@ MAX_DELIVERIES = 5
 ACK_WAIT = timedelta(seconds=30)
 MAX_ACK_PENDING = 4_096
 MAX_REASON = 2_048
+MAX_GROUP_ENTRIES = 8_000
+"""Entries applied in one transaction: enough to pay for the commit, few enough to keep it short."""
 
 _HOUSEKEEPING_INTERVAL_S = 60.0
 _FORGET_ROWS = 10_000
@@ -118,6 +121,8 @@ class Receiver:
             tasks.create_task(self._take())
 
     async def _take(self) -> None:
+        with suppress(Unavailable):  # Declared all the same; the bus makes it once NATS is there.
+            await self._bus.ensure_stream(stream_name(self._service), [all_subjects(self._service)])
         consumer = self._bus.consume(
             stream_name(self._service),
             durable=self._service,
@@ -134,13 +139,14 @@ class Receiver:
         frames = await self.settlement.parse(messages)
         if not frames:
             return
-        with metrics.APPLY_SECONDS.time():
-            error = await self._attempt(frames)
-            if error is not None and not is_transient(error) and len(frames) > 1:
-                for one in frames:
-                    await self._settle_failure([one], await self._attempt([one]))
-            else:
-                await self._settle_failure(frames, error)
+        for group in _groups(frames):
+            with metrics.APPLY_SECONDS.time():
+                error = await self._attempt(group)
+                if error is not None and not is_transient(error) and len(group) > 1:
+                    for one in group:
+                        await self._settle_failure([one], await self._attempt([one]))
+                else:
+                    await self._settle_failure(group, error)
 
     async def _attempt(self, frames: Sequence[IncomingFrame]) -> Exception | None:
         """Apply frames in one transaction; the error, if that failed and had no effects."""
@@ -209,7 +215,9 @@ class Settlement:
         too_old = [one for one in frames if one.id in fresh and one.id < floor]
         for one in too_old:
             receipts[one.id] = await self._bury(
-                tx, one, f"older than the inbox remembers ({self._settings.inbox_retention}); it may have been applied before"
+                tx,
+                one,
+                f"older than the inbox remembers ({self._settings.inbox_retention}); it may have been applied before",
             )
         return Admission(fresh=frozenset(fresh - {one.id for one in too_old}), receipts=receipts)
 
@@ -236,7 +244,9 @@ class Settlement:
         """After a rollback: hand frames back, or put aside those that will never do."""
         for one in frames:
             deliveries = one.message.num_delivered
-            if not is_transient(error) and (isinstance(error, PoisonFrame | InvalidArgument) or deliveries >= MAX_DELIVERIES):
+            if not is_transient(error) and (
+                isinstance(error, PoisonFrame | InvalidArgument) or deliveries >= MAX_DELIVERIES
+            ):
                 await self._bury_alone(one, error)
                 continue
             metrics.DEFERRED_FRAMES.labels(one.frame.sender).inc()
@@ -252,7 +262,9 @@ class Settlement:
         while True:
             try:
                 async with self._db.transaction() as tx:
-                    await inbox.forget_old(tx, self._settings.inbox_retention, slack=timedelta(hours=1), limit=_FORGET_ROWS)
+                    await inbox.forget_old(
+                        tx, self._settings.inbox_retention, slack=timedelta(hours=1), limit=_FORGET_ROWS
+                    )
                     metrics.DEAD_FRAMES_KEPT.set(await dead.count_dead(tx))
             except Exception:  # Outermost frame of a loop that must go on.
                 log.warning("Link housekeeping failed; trying again.", exc_info=True)
@@ -286,7 +298,9 @@ class Settlement:
         )
         await inbox.keep_results(tx, {one.id: receipt})
         metrics.DEAD_FRAMES.labels(one.frame.sender).inc()
-        log.error("A frame was put aside.", extra={"frame_id": str(one.id), "sender": one.frame.sender, "reason": reason})
+        log.error(
+            "A frame was put aside.", extra={"frame_id": str(one.id), "sender": one.frame.sender, "reason": reason}
+        )
         return receipt
 
     async def _bury_garbage(self, message: Message, reason: str) -> None:
@@ -307,9 +321,23 @@ class Settlement:
             log.warning("Something that is no frame could not be put aside; it will come again.", exc_info=True)
             await message.nak(timedelta(seconds=1))
             return
-        metrics.DEAD_FRAMES.labels("").inc()
+        metrics.DEAD_FRAMES.labels("unknown").inc()
         log.error("Something that is no frame was put aside.", extra={"reason": reason})
         await message.ack()
+
+
+def _groups(frames: Sequence[IncomingFrame]) -> Iterator[list[IncomingFrame]]:
+    """Frames that share a transaction: as many as hold MAX_GROUP_ENTRIES entries together, at least one."""
+    group: list[IncomingFrame] = []
+    entries = 0
+    for one in frames:
+        if group and entries + len(one.frame.entries) > MAX_GROUP_ENTRIES:
+            yield group
+            group, entries = [], 0
+        group.append(one)
+        entries += len(one.frame.entries)
+    if group:
+        yield group
 
 
 def receipts_of(

@@ -80,7 +80,12 @@ class Sender:
         for receiver in receivers:
             metrics.UNCONFIRMED_FRAMES.labels(receiver).set(0)
             metrics.OLDEST_UNCONFIRMED_SECONDS.labels(receiver).set(0)
-            for counter in (metrics.PUBLISHED_FRAMES, metrics.PUBLISH_FAILURES, metrics.REPUBLISHED_FRAMES, metrics.CONFIRMED_FRAMES):
+            for counter in (
+                metrics.PUBLISHED_FRAMES,
+                metrics.PUBLISH_FAILURES,
+                metrics.REPUBLISHED_FRAMES,
+                metrics.CONFIRMED_FRAMES,
+            ):
                 counter.labels(receiver)
 
     def pack(self, addressed: Iterable[Addressed]) -> tuple[list[OutgoingFrame], list[Position]]:
@@ -156,7 +161,9 @@ class Sender:
                 metrics.PUBLISHED_FRAMES.labels(frame.receiver).inc()
             except Unavailable as err:
                 metrics.PUBLISH_FAILURES.labels(frame.receiver).inc()
-                log.info("A frame was not published; the sweeper will.", extra={"frame_id": str(frame.id), "error": str(err)})
+                log.info(
+                    "A frame was not published; the sweeper will.", extra={"frame_id": str(frame.id), "error": str(err)}
+                )
 
     async def _on_receipts(self, payload: bytes) -> None:
         try:
@@ -171,7 +178,10 @@ class Sender:
                 future.set_result(receipt)
             self._confirmed.add(frame_id)
             if receipt.verdict == link_pb2.FRAME_VERDICT_DEAD:
-                log.error("A frame was put aside by its receiver.", extra={"frame_id": str(frame_id), "reason": receipt.reason})
+                log.error(
+                    "A frame was put aside by its receiver.",
+                    extra={"frame_id": str(frame_id), "reason": receipt.reason},
+                )
         self._has_confirmed.set()
 
     async def confirm_once(self) -> int:

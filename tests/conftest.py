@@ -1,0 +1,3 @@
+"""Fixtures for all tests."""
+
+from tests.support.fixtures import *  # noqa: F403

@@ -1,0 +1,313 @@
+"""libs.postgres and libs.migrations against a real Postgres."""
+
+import asyncio
+import os
+import signal
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import pytest
+import uvloop
+from pydantic import SecretStr
+from sqlalchemy import Column, Index, Integer, MetaData, Table, Text, insert, select, text
+from sqlalchemy.exc import IntegrityError, InternalError
+
+from libs import migrations
+from libs.errors import Unavailable
+from libs.postgres import Database, copy_rows, is_transient
+from libs.settings import PostgresSettings
+from local.servers import PostgresServer
+from tests.support.fixtures import OpenDatabase
+
+bells = Table("bell", MetaData(), Column("id", Integer, primary_key=True), Column("tone", Text, nullable=False))
+
+
+@pytest.fixture
+async def db(open_database: OpenDatabase) -> Database:
+    """A database with one table."""
+    database = await open_database("intake")
+    async with database.transaction() as tx:
+        await tx.raw.execute("CREATE TABLE bell (id int PRIMARY KEY, tone text NOT NULL)")
+    return database
+
+
+async def tones(db: Database) -> list[str]:
+    async with db.read() as tx:
+        return list(await tx.conn.scalars(select(bells.c.tone).order_by(bells.c.id)))
+
+
+async def test_both_views_of_a_transaction_are_one_transaction(db: Database) -> None:
+    """What SQLAlchemy and psycopg write in one block is committed together."""
+    async with db.transaction() as tx:
+        await tx.conn.execute(insert(bells).values(id=1, tone="c"))
+        await tx.raw.execute("INSERT INTO bell VALUES (2, 'd')")
+    assert await tones(db) == ["c", "d"]
+
+
+async def test_a_block_that_raises_leaves_nothing(db: Database) -> None:
+    """Rollback covers what both views wrote."""
+    with pytest.raises(IntegrityError):
+        async with db.transaction() as tx:
+            await tx.raw.execute("INSERT INTO bell VALUES (1, 'c')")
+            await tx.conn.execute(insert(bells).values(id=1, tone="d"))
+    assert await tones(db) == []
+
+
+async def test_a_read_cannot_write(db: Database) -> None:
+    """Postgres itself refuses it."""
+    with pytest.raises(InternalError, match="read-only"):
+        async with db.read() as tx:
+            await tx.conn.execute(insert(bells).values(id=1, tone="c"))
+    async with db.transaction() as tx:
+        await tx.conn.execute(insert(bells).values(id=1, tone="c"))
+
+
+async def test_every_session_has_schema_zone_limits_and_name(open_database: OpenDatabase) -> None:
+    """The settings of a session come from ours, not from the server's."""
+    db = await open_database("digest", statement_timeout=timedelta(seconds=7), lock_timeout=timedelta(milliseconds=250))
+    names = ["search_path", "timezone", "statement_timeout", "lock_timeout", "application_name"]
+    async with db.read() as tx:
+        found = [(await tx.conn.scalar(text(f"SHOW {name}"))) for name in names]
+    assert found == ["digest", "UTC", "7s", "250ms", "carillon-digest"]
+
+
+@pytest.mark.parametrize("types", [None, ["uuid", "int8", "text", "timestamptz", "bytea"]], ids=["text", "binary"])
+async def test_copy_stores_what_it_was_given(open_database: OpenDatabase, types: list[str] | None) -> None:
+    """Every type we use, NULLs and awkward characters, in both formats."""
+    db = await open_database("scheduler")
+    rows = [
+        (UUID(int=1), 2**40, "tab\there \\ new\nline", datetime(2013, 7, 1, 8, tzinfo=UTC), b"\x00\xff"),
+        (UUID(int=2), None, None, None, None),
+    ]
+    async with db.transaction() as tx:
+        await tx.raw.execute("CREATE TABLE t (id uuid, n int8, s text, at timestamptz, b bytea)")
+        assert await copy_rows(tx, "t", ["id", "n", "s", "at", "b"], rows, types) == 2
+        cursor = await tx.raw.execute("SELECT * FROM t ORDER BY id")
+        assert await cursor.fetchall() == rows
+
+
+async def test_copy_of_nothing_is_nothing(db: Database) -> None:
+    """An empty run of rows is allowed."""
+    async with db.transaction() as tx:
+        assert await copy_rows(tx, bells, ["id", "tone"], []) == 0
+
+
+async def test_work_goes_on_right_after_a_restart(
+    open_database: OpenDatabase, private_postgres: PostgresServer
+) -> None:
+    """Pooled connections of a server that stopped or crashed are replaced before anybody uses them."""
+    db = await open_database("intake", private_postgres.url)
+    private_postgres.restart()
+    assert await db.is_alive()
+    private_postgres.kill()
+    private_postgres.start()
+    async with db.transaction() as tx:
+        await tx.raw.execute("SELECT 1")
+
+
+async def test_a_crash_within_a_transaction_is_a_passing_error(
+    open_database: OpenDatabase, private_postgres: PostgresServer
+) -> None:
+    """The caller gets Unavailable and may repeat the whole transaction."""
+    db = await open_database("intake", private_postgres.url)
+    with pytest.raises(Unavailable) as caught:
+        async with db.transaction() as tx:
+            await tx.raw.execute("CREATE TABLE lost (id int)")
+            private_postgres.kill()
+            await tx.raw.execute("SELECT 1")
+    assert is_transient(caught.value)
+    assert not await db.is_alive()
+    private_postgres.start()
+    async with db.read() as tx:
+        assert await tx.conn.scalar(text("SELECT to_regclass('lost')")) is None
+
+
+async def test_a_committed_transaction_survives_a_crash(
+    open_database: OpenDatabase, private_postgres: PostgresServer
+) -> None:
+    """INV-1: what was committed is there after SIGKILL."""
+    db = await open_database("intake", private_postgres.url)
+    async with db.transaction() as tx:
+        await tx.raw.execute("CREATE TABLE kept AS SELECT 1 AS id")
+    private_postgres.kill()
+    private_postgres.start()
+    async with db.read() as tx:
+        assert await tx.conn.scalar(text("SELECT count(*) FROM kept")) == 1
+
+
+async def test_an_unreachable_server_is_a_passing_error() -> None:
+    """Connecting to nobody raises Unavailable."""
+    with pytest.raises(Unavailable, match="refused"):
+        await Database.connect(PostgresSettings(url=SecretStr("postgresql://postgres@127.0.0.1:1/x")), "intake")
+
+
+async def test_a_full_pool_is_a_passing_error(open_database: OpenDatabase) -> None:
+    """INV-9: whoever gets no connection in time is told to come back."""
+    db = await open_database("intake", pool_size=1, pool_timeout=timedelta(milliseconds=50))
+    async with db.transaction():
+        with pytest.raises(Unavailable):
+            async with db.transaction():
+                pass
+
+
+async def test_a_deadlock_and_a_lock_timeout_are_passing_errors(db: Database) -> None:
+    """The same transaction can succeed next time; a statement that took too long cannot."""
+    async with db.transaction() as tx:
+        await tx.raw.execute("INSERT INTO bell VALUES (1, 'c')")
+    async with db.transaction() as holder:
+        await holder.raw.execute("UPDATE bell SET tone = 'd'")
+        with pytest.raises(Unavailable, match="lock timeout"):
+            async with db.transaction() as tx:
+                await tx.raw.execute("SET LOCAL lock_timeout = '20ms'")
+                await tx.raw.execute("UPDATE bell SET tone = 'e'")
+    assert is_transient(psycopg.errors.DeadlockDetected())
+    assert is_transient(psycopg.errors.SerializationFailure())
+    assert is_transient(psycopg.errors.TooManyConnections())
+    assert not is_transient(psycopg.errors.QueryCanceled())
+    assert not is_transient(psycopg.errors.UniqueViolation())
+    assert not is_transient(ValueError())
+
+
+def test_it_works_on_uvloop(postgres_url: str) -> None:
+    """The services run on uvloop."""
+
+    async def main() -> int:
+        db = await Database.connect(PostgresSettings(url=SecretStr(postgres_url)), "public")
+        try:
+            async with db.transaction() as tx:
+                await tx.raw.execute("CREATE TABLE n (n int4)")
+                return await copy_rows(tx, "n", ["n"], [(n,) for n in range(1000)], ["int4"])
+        finally:
+            await db.close()
+
+    assert uvloop.run(main()) == 1000
+
+
+FIRST = '''"""Make bells."""
+revision, down_revision = "0001", None
+from alembic import op
+import sqlalchemy as sa
+def upgrade():
+    op.create_table("bell", sa.Column("id", sa.Integer, primary_key=True), sa.Column("tone", sa.Text, nullable=False))
+'''
+SECOND = '''"""Find bells by tone."""
+revision, down_revision = "0002", "0001"
+from alembic import op
+def upgrade():
+    with op.get_context().autocommit_block():
+        op.create_index("bell_tone", "bell", ["tone"], postgresql_concurrently=True)
+'''
+BROKEN = '''"""Fail half way."""
+revision, down_revision = "0003", "0002"
+from alembic import op
+def upgrade():
+    op.execute("ALTER TABLE bell ADD COLUMN half int")
+    op.execute("SELECT 1 / 0")
+'''
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Path:
+    """A folder with two revisions."""
+    (tmp_path / "0001_bells.py").write_text(FIRST)
+    (tmp_path / "0002_tones.py").write_text(SECOND)
+    return tmp_path
+
+
+@pytest.fixture
+def settings(postgres_url: str) -> PostgresSettings:
+    """Settings of the test's own database."""
+    return PostgresSettings(url=SecretStr(postgres_url))
+
+
+def tables_of(settings: PostgresSettings, schema: str) -> list[str]:
+    with psycopg.connect(settings.url.get_secret_value()) as connection:
+        query = "SELECT table_name FROM information_schema.tables WHERE table_schema = %s ORDER BY 1"
+        return [name for (name,) in connection.execute(query, [schema])]
+
+
+def test_migrating_makes_the_schema_once(settings: PostgresSettings, history: Path) -> None:
+    """Everything, the version table too, is in the service's schema; a second run finds nothing to do."""
+    assert migrations.upgrade(settings, "intake", history) == 2
+    assert tables_of(settings, "intake") == ["alembic_version", "bell"]
+    assert tables_of(settings, "public") == []
+    assert migrations.upgrade(settings, "intake", history) == 0
+    assert migrations.pending_revisions(settings, "intake", history) == ()
+
+
+def test_schemas_have_histories_of_their_own(settings: PostgresSettings, history: Path) -> None:
+    """Two services in one database do not see each other."""
+    assert migrations.upgrade(settings, "intake", history) == 2
+    assert migrations.pending_revisions(settings, "digest", history) == ("0001", "0002")
+    assert migrations.upgrade(settings, "digest", history) == 2
+
+
+def test_processes_that_migrate_at_once_take_turns(settings: PostgresSettings, history: Path) -> None:
+    """One does the work, the others wait and find it done; an index built concurrently does not deadlock with them."""
+    done: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: done.append(migrations.upgrade(settings, "intake", history))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == [0, 0, 0, 2]
+
+
+def test_a_failed_revision_leaves_the_ones_before_it(settings: PostgresSettings, history: Path) -> None:
+    """Each revision is a transaction; the next run starts at the failed one."""
+    (history / "0003_broken.py").write_text(BROKEN)
+    with pytest.raises(Exception, match="division by zero"):
+        migrations.upgrade(settings, "intake", history)
+    assert migrations.pending_revisions(settings, "intake", history) == ("0003",)
+    with psycopg.connect(settings.url.get_secret_value()) as connection:
+        query = "SELECT count(*) FROM information_schema.columns WHERE column_name = 'half'"
+        assert connection.execute(query).fetchone() == (0,)
+
+
+def test_a_newer_schema_is_left_alone(settings: PostgresSettings, history: Path) -> None:
+    """After a rollback the older program runs on the newer schema."""
+    migrations.upgrade(settings, "intake", history)
+    (history / "0002_tones.py").unlink()
+    assert migrations.upgrade(settings, "intake", history) == 0
+    assert migrations.pending_revisions(settings, "intake", history) == ()
+
+
+def test_a_busy_lock_ends_in_unavailable(settings: PostgresSettings, history: Path) -> None:
+    """Nobody waits longer than migration_timeout for another process's migration."""
+    impatient = settings.model_copy(update={"migration_timeout": timedelta(milliseconds=50)})
+    with psycopg.connect(settings.url.get_secret_value()) as holder:
+        holder.execute("SELECT pg_advisory_lock(hashtextextended('carillon migrate intake', 0))")
+        with pytest.raises(Unavailable, match="still migrating"):
+            migrations.upgrade(impatient, "intake", history)
+
+
+def test_models_are_compared_with_the_migrated_schema(settings: PostgresSettings, history: Path) -> None:
+    """A column, an index or a table on one side only is named."""
+    migrations.upgrade(settings, "intake", history)
+    metadata = MetaData()
+    table = Table("bell", metadata, Column("id", Integer, primary_key=True), Column("tone", Text, nullable=False))
+    with pytest.raises(AssertionError, match="bell_tone"):
+        migrations.check_models_match(settings, "intake", metadata)
+    Index("bell_tone", table.c.tone)
+    migrations.check_models_match(settings, "intake", metadata)
+
+
+async def test_a_paused_server_is_not_alive(open_database: OpenDatabase, private_postgres: PostgresServer) -> None:
+    """A server that accepts but does not answer is told from one that works."""
+    db = await open_database("intake", private_postgres.url)
+    async with db.read() as tx:
+        backend = tx.raw.info.backend_pid
+
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        assert not await db.is_alive(timedelta(milliseconds=100))
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    async with asyncio.timeout(10):
+        while not await db.is_alive():
+            pass
