@@ -10,6 +10,7 @@ when there never were any, calls are UNAVAILABLE: we cannot tell, which is not t
 """
 
 import asyncio
+import json
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -192,8 +193,11 @@ def claim_at(claims: Mapping[str, Any], path: str) -> object:
 
 def _keys_in(document: bytes) -> dict[str | None, jwt.PyJWK]:
     """The usable keys of a JWKS; ValueError or PyJWTError when there are none."""
-    keys = jwt.PyJWKSet.from_json(document.decode()).keys
-    return {key.key_id: key for key in keys if key.public_key_use in (None, "sig")}
+    content = json.loads(document)
+    listed = content.get("keys") if isinstance(content, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(key, dict) for key in listed):
+        raise ValueError("the answer is not a JWKS")
+    return {key.key_id: key for key in jwt.PyJWKSet(listed).keys if key.public_key_use in (None, "sig")}
 
 
 def _roles(claim: object) -> list[str]:

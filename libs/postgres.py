@@ -64,6 +64,7 @@ class Database:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._read_only = engine.execution_options(postgresql_readonly=True)
+        self._probes: set[asyncio.Task[bool]] = set()
 
     @classmethod
     async def connect(cls, settings: PostgresSettings, schema: str) -> Self:
@@ -111,15 +112,27 @@ class Database:
 
     async def is_alive(self, timeout: timedelta = timedelta(seconds=1)) -> bool:
         """Whether Postgres answers a query within `timeout`; for readiness checks, never raises."""
+        probe = asyncio.create_task(self._probe())
+        self._probes.add(probe)
+        probe.add_done_callback(self._probes.discard)
+        # Not `asyncio.timeout`: psycopg answers a cancellation only after it tried for 5 s to cancel the statement.
+        done, _ = await asyncio.wait({probe}, timeout=timeout.total_seconds())
+        if not done:
+            probe.cancel()
+        return bool(done) and probe.result()
+
+    async def _probe(self) -> bool:
         try:
-            async with asyncio.timeout(timeout.total_seconds()), self.read() as tx:
+            async with self.read() as tx:
                 await tx.raw.execute("SELECT 1")
-        except (Unavailable, TimeoutError, *Errors):
+        except (Unavailable, *Errors):
             return False
         return True
 
     async def close(self) -> None:
         """Close all connections; transactions still open lose theirs."""
+        if self._probes:
+            await asyncio.wait(self._probes)
         await self._engine.dispose()
 
 

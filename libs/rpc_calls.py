@@ -36,7 +36,7 @@ from libs.rpc_errors import InternalError, code_of, status_of
 from libs.rpc_metrics import RpcMetrics
 from libs.settings import GrpcSettings
 from libs.telemetry.logs import get_logger
-from libs.telemetry.traces import server_span
+from libs.telemetry.traces import note_status, server_span
 
 _log = get_logger(__name__)
 
@@ -112,7 +112,7 @@ class Calls:
                     error = _explained(failure, method, context)
                     code = code_of(error)
                 finally:
-                    span.set_attribute("rpc.grpc.status_code", code.value[0])
+                    note_status(span, code)
             await context.abort_with_status(status_of(error))
         finally:
             self._metrics.ended(method.service, method.name, code=code, seconds=time.perf_counter() - started)

@@ -56,6 +56,13 @@ def _split_commas(value: object) -> object:
 
 
 T = TypeVar("T")
+
+DAY = timedelta(days=1)
+HOUR = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
+SECOND = timedelta(seconds=1)
+MILLISECOND = timedelta(milliseconds=1)
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 

@@ -14,16 +14,15 @@ import json
 import re
 import unicodedata
 import zoneinfo
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import blake2s
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -38,9 +37,16 @@ LONGEST = timedelta(days=366 * 10)
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 _MAX_TOKEN = 2048
-_MAX_DEPTH = 32
+_MAX_DEPTH = 16  # protobuf itself stops at 100, three of its levels for each of ours.
 
 Cursor = Mapping[str, str | int | None]
+
+
+class ProtoEnum(Protocol):
+    """A generated enum."""
+
+    def items(self) -> Sequence[tuple[str, int]]:
+        """Its names and numbers."""
 
 
 # Conversions
@@ -142,12 +148,12 @@ def check_struct(violations: Violations, field: str, value: Struct, *, most_byte
     return {}
 
 
-def check_enum(violations: Violations, field: str, value: int, enum: EnumTypeWrapper, *, default: int = 0) -> int:
+def check_enum(violations: Violations, field: str, value: int, enum: ProtoEnum, *, default: int = 0) -> int:
     """One of the enum's values. 0 (unspecified) means `default`; without a default it is refused."""
     if value == 0 and default:
         return default
     names = [name for name, number in enum.items() if number]
-    if value == 0 or value not in enum.values():
+    if value == 0 or value not in (number for _, number in enum.items()):
         violations.add(field, f"must be one of {', '.join(names)}")
         return default
     return value

@@ -105,6 +105,17 @@ class Process:
                 raise ProcessError(f"{self.name} was not ready after {timeout_s:.0f} s.\n{self.log_tail()}")
             time.sleep(_POLL)
 
+    def wait(self, *, timeout_s: float) -> None:
+        """Wait until it has ended well; raises ProcessError when it ended badly or time ran out."""
+        if self._popen is None:
+            raise ProcessError(f"{self.name} was never started.")
+        try:
+            status = self._popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ProcessError(f"{self.name} was not done after {timeout_s:.0f} s.\n{self.log_tail()}") from None
+        if status:
+            raise ProcessError(f"{self.name} ended with status {status}.\n{self.log_tail()}")
+
     def signal(self, signal_number: signal.Signals) -> None:
         """Send a signal; does nothing when it has ended."""
         if self._popen is not None:

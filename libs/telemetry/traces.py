@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
 
+import grpc
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -21,6 +22,14 @@ from libs.settings import TelemetrySettings
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _MAX_TRACESTATE = 512
+_SERVER_ERRORS = (
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DATA_LOSS,
+)
 
 
 class Traces:
@@ -105,6 +114,13 @@ def consumer_span(name: str, carriers: Iterable[Mapping[str, str]]) -> Iterator[
         name, context=parent, kind=SpanKind.CONSUMER, links=links
     ) as current:
         yield current
+
+
+def note_status(current: Span, code: grpc.StatusCode) -> None:
+    """How the call ended. It is an error where the server is at fault, as OpenTelemetry's conventions list."""
+    current.set_attribute("rpc.grpc.status_code", code.value[0])
+    if code in _SERVER_ERRORS:
+        current.set_status(Status(StatusCode.ERROR, code.name))
 
 
 def _exporting_to(endpoint: str) -> SpanProcessor:

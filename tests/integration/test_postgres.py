@@ -34,7 +34,7 @@ async def db(open_database: OpenDatabase) -> Database:
     return database
 
 
-async def tones(db: Database) -> list[str]:
+async def _tones(db: Database) -> list[str]:
     async with db.read() as tx:
         return list(await tx.conn.scalars(select(bells.c.tone).order_by(bells.c.id)))
 
@@ -44,16 +44,20 @@ async def test_both_views_of_a_transaction_are_one_transaction(db: Database) -> 
     async with db.transaction() as tx:
         await tx.conn.execute(insert(bells).values(id=1, tone="c"))
         await tx.raw.execute("INSERT INTO bell VALUES (2, 'd')")
-    assert await tones(db) == ["c", "d"]
+    assert await _tones(db) == ["c", "d"]
 
 
 async def test_a_block_that_raises_leaves_nothing(db: Database) -> None:
     """Rollback covers what both views wrote."""
-    with pytest.raises(IntegrityError):
+
+    async def write_twice() -> None:
         async with db.transaction() as tx:
             await tx.raw.execute("INSERT INTO bell VALUES (1, 'c')")
             await tx.conn.execute(insert(bells).values(id=1, tone="d"))
-    assert await tones(db) == []
+
+    with pytest.raises(IntegrityError):
+        await write_twice()
+    assert await _tones(db) == []
 
 
 async def test_a_read_cannot_write(db: Database) -> None:
@@ -113,11 +117,15 @@ async def test_a_crash_within_a_transaction_is_a_passing_error(
 ) -> None:
     """The caller gets Unavailable and may repeat the whole transaction."""
     db = await open_database("intake", private_postgres.url)
-    with pytest.raises(Unavailable) as caught:
+
+    async def crash_within() -> None:
         async with db.transaction() as tx:
             await tx.raw.execute("CREATE TABLE lost (id int)")
             private_postgres.kill()
             await tx.raw.execute("SELECT 1")
+
+    with pytest.raises(Unavailable) as caught:
+        await crash_within()
     assert is_transient(caught.value)
     assert not await db.is_alive()
     private_postgres.start()
@@ -157,12 +165,16 @@ async def test_a_deadlock_and_a_lock_timeout_are_passing_errors(db: Database) ->
     """The same transaction can succeed next time; a statement that took too long cannot."""
     async with db.transaction() as tx:
         await tx.raw.execute("INSERT INTO bell VALUES (1, 'c')")
+
+    async def wait_for_lock() -> None:
+        async with db.transaction() as tx:
+            await tx.raw.execute("SET LOCAL lock_timeout = '20ms'")
+            await tx.raw.execute("UPDATE bell SET tone = 'e'")
+
     async with db.transaction() as holder:
         await holder.raw.execute("UPDATE bell SET tone = 'd'")
         with pytest.raises(Unavailable, match="lock timeout"):
-            async with db.transaction() as tx:
-                await tx.raw.execute("SET LOCAL lock_timeout = '20ms'")
-                await tx.raw.execute("UPDATE bell SET tone = 'e'")
+            await wait_for_lock()
     assert is_transient(psycopg.errors.DeadlockDetected())
     assert is_transient(psycopg.errors.SerializationFailure())
     assert is_transient(psycopg.errors.TooManyConnections())
@@ -223,7 +235,7 @@ def settings(postgres_url: str) -> PostgresSettings:
     return PostgresSettings(url=SecretStr(postgres_url))
 
 
-def tables_of(settings: PostgresSettings, schema: str) -> list[str]:
+def _tables_of(settings: PostgresSettings, schema: str) -> list[str]:
     with psycopg.connect(settings.url.get_secret_value()) as connection:
         query = "SELECT table_name FROM information_schema.tables WHERE table_schema = %s ORDER BY 1"
         return [name for (name,) in connection.execute(query, [schema])]
@@ -232,8 +244,8 @@ def tables_of(settings: PostgresSettings, schema: str) -> list[str]:
 def test_migrating_makes_the_schema_once(settings: PostgresSettings, history: Path) -> None:
     """Everything, the version table too, is in the service's schema; a second run finds nothing to do."""
     assert migrations.upgrade(settings, "intake", history) == 2
-    assert tables_of(settings, "intake") == ["alembic_version", "bell"]
-    assert tables_of(settings, "public") == []
+    assert _tables_of(settings, "intake") == ["alembic_version", "bell"]
+    assert _tables_of(settings, "public") == []
     assert migrations.upgrade(settings, "intake", history) == 0
     assert migrations.pending_revisions(settings, "intake", history) == ()
 

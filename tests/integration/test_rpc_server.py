@@ -432,6 +432,26 @@ class TestHealthAndReflection:
                 assert (await call).value == "mine"
                 await drain
 
+    async def test_a_call_that_does_not_end_is_cancelled_by_the_drain(self) -> None:
+        """So that a drain ends."""
+        started, cancelled = asyncio.Event(), asyncio.Event()
+
+        async def wait(_request: StringValue, _context: Any) -> StringValue:
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+            raise AssertionError
+
+        async with asyncio.timeout(5), running(GrpcSettings(drain_timeout=timedelta(milliseconds=100))) as rpc:
+            rpc.probe.behave = wait
+            call = asyncio.ensure_future(refused(rpc.stub.Say(StringValue())))
+            await started.wait()
+            await rpc.server.drain()
+            await cancelled.wait()
+            assert (await call).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
     async def test_open_reflection_lists_services_without_a_credential(self, tokens: AuthSettings) -> None:
         """grpcurl works out of the box; it shows contracts, no data."""
         async with running(auth=tokens) as rpc:

@@ -136,7 +136,7 @@ class _ItemStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ItemState.V
     ITEM_STATE_CANCELLED: _ItemState.ValueType  # 5
     ITEM_STATE_EXPIRED: _ItemState.ValueType  # 6
     ITEM_STATE_DEAD: _ItemState.ValueType  # 7
-    """Could not be rendered or delivered, for good."""
+    """Could not be rendered, for good. What the dispatcher gave up is told by its digest's outcome."""
 
 class ItemState(_ItemState, metaclass=_ItemStateEnumTypeWrapper):
     """Where a notification × subscriber is. INV-6: always exactly one."""
@@ -153,7 +153,7 @@ ITEM_STATE_SUPPRESSED: ItemState.ValueType  # 4
 ITEM_STATE_CANCELLED: ItemState.ValueType  # 5
 ITEM_STATE_EXPIRED: ItemState.ValueType  # 6
 ITEM_STATE_DEAD: ItemState.ValueType  # 7
-"""Could not be rendered or delivered, for good."""
+"""Could not be rendered, for good. What the dispatcher gave up is told by its digest's outcome."""
 Global___ItemState: _TypeAlias = ItemState  # noqa: Y015
 
 @_typing.final
@@ -567,7 +567,7 @@ class Window(_message.Message):
     """Items waiting in it, cancelled ones left out."""
     @_builtins.property
     def open_time(self) -> _timestamp_pb2.Timestamp:
-        """When its first item came."""
+        """When the first item that came happened (its occur_time), at most when it came."""
 
     @_builtins.property
     def due_time(self) -> _timestamp_pb2.Timestamp:
@@ -616,7 +616,9 @@ class Item(_message.Message):
     """A JSON object."""
     state: Global___ItemState.ValueType
     suppressed_reason: _builtins.str
-    """off, filter, no_address, unknown_type, unknown_subscriber, subscriber_deleted, duplicate, …; empty otherwise."""
+    """off, filter, no_address, no_subscriber (of a topic nobody listens to), unknown_type, unknown_subscriber,
+    unknown_cadence, subscriber_deleted, …; empty otherwise.
+    """
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -1709,6 +1711,120 @@ class GetDigestResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetDigestResponse: _TypeAlias = GetDigestResponse  # noqa: Y015
+
+@_typing.final
+class GetLedgerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLedgerRequest: _TypeAlias = GetLedgerRequest  # noqa: Y015
+
+@_typing.final
+class ItemCount(_message.Message):
+    """How many items are in one state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    SUPPRESSED_REASON_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    state: Global___ItemState.ValueType
+    suppressed_reason: _builtins.str
+    """As Item.suppressed_reason."""
+    items: _builtins.int
+    def __init__(
+        self,
+        *,
+        state: Global___ItemState.ValueType = ...,
+        suppressed_reason: _builtins.str = ...,
+        items: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "state", b"state", "suppressed_reason", b"suppressed_reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemCount: _TypeAlias = ItemCount  # noqa: Y015
+
+@_typing.final
+class DigestCount(_message.Message):
+    """How many digests have one outcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    outcome: _builtins.str
+    """As Digest.outcome."""
+    digests: _builtins.int
+    items: _builtins.int
+    """Items in them."""
+    deliveries: _builtins.int
+    """Messages they were split into."""
+    def __init__(
+        self,
+        *,
+        outcome: _builtins.str = ...,
+        digests: _builtins.int = ...,
+        items: _builtins.int = ...,
+        deliveries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "digests", b"digests", "items", b"items", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestCount: _TypeAlias = DigestCount  # noqa: Y015
+
+@_typing.final
+class GetLedgerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTIFICATIONS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    UNACCOUNTED_FIELD_NUMBER: _builtins.int
+    notifications: _builtins.int
+    """Notifications that digest has taken over."""
+    unaccounted: _builtins.int
+    """Notifications without an item, pending items without a window that will close, and items in digests that do not exist.
+    Always 0.
+    """
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemCount]:
+        """One item per notification × subscriber × choice, by state and reason."""
+
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedCompositeFieldContainer[Global___DigestCount]:
+        """What the items in digests and sent alone went out as, by outcome."""
+
+    def __init__(
+        self,
+        *,
+        notifications: _builtins.int = ...,
+        items: _abc.Iterable[Global___ItemCount] | None = ...,
+        digests: _abc.Iterable[Global___DigestCount] | None = ...,
+        unaccounted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "items", b"items", "notifications", b"notifications", "unaccounted", b"unaccounted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLedgerResponse: _TypeAlias = GetLedgerResponse  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):

@@ -161,6 +161,11 @@ class DigestServiceStub:
                 request_serializer=carillon_dot_digest_dot_v1_dot_digest__pb2.GetDigestRequest.SerializeToString,
                 response_deserializer=carillon_dot_digest_dot_v1_dot_digest__pb2.GetDigestResponse.FromString,
                 _registered_method=True)
+        self.GetLedger = channel.unary_unary(
+                '/carillon.digest.v1.DigestService/GetLedger',
+                request_serializer=carillon_dot_digest_dot_v1_dot_digest__pb2.GetLedgerRequest.SerializeToString,
+                response_deserializer=carillon_dot_digest_dot_v1_dot_digest__pb2.GetLedgerResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/carillon.digest.v1.DigestService/Explain',
                 request_serializer=carillon_dot_digest_dot_v1_dot_digest__pb2.ExplainRequest.SerializeToString,
@@ -206,7 +211,8 @@ class DigestServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutSubscribers(self, request, context):
-        """Stores subscribers, 1 to 1,000. A changed zone moves open aligned windows to the next boundary in the new zone.
+        """Stores subscribers, 1 to 1,000. A changed zone moves open aligned windows to the next boundary in the new zone; windows
+        that then fall together become one. A changed address counts for everything rendered from then on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -232,7 +238,8 @@ class DigestServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutSubscriptions(self, request, context):
-        """Stores subscriptions, 1 to 1,000. Applies to notifications from now on; what waits stays where it is.
+        """Stores subscriptions, 1 to 1,000. Applies to notifications from now on; what waits stays where it is. Where several
+        match, the most specific type wins (exact, then the longest prefix); equally specific ones all count, the same choice once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -257,7 +264,7 @@ class DigestServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutCadence(self, request, context):
-        """Stores a cadence.
+        """Stores a cadence. Windows already open keep their due time and batch; the changed rule counts for the next ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -330,6 +337,14 @@ class DigestServiceServicer:
 
     def GetDigest(self, request, context):
         """One digest with its items. Read only. NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLedger(self, request, context):
+        """Where everything that was accepted is, counted now and exactly (INV-6). Read only; reads every item of the tenant, so it
+        is for audits, not for dashboards.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -464,6 +479,11 @@ def add_DigestServiceServicer_to_server(servicer, server):
                     servicer.GetDigest,
                     request_deserializer=carillon_dot_digest_dot_v1_dot_digest__pb2.GetDigestRequest.FromString,
                     response_serializer=carillon_dot_digest_dot_v1_dot_digest__pb2.GetDigestResponse.SerializeToString,
+            ),
+            'GetLedger': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLedger,
+                    request_deserializer=carillon_dot_digest_dot_v1_dot_digest__pb2.GetLedgerRequest.FromString,
+                    response_serializer=carillon_dot_digest_dot_v1_dot_digest__pb2.GetLedgerResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -1126,6 +1146,33 @@ class DigestService:
             '/carillon.digest.v1.DigestService/GetDigest',
             carillon_dot_digest_dot_v1_dot_digest__pb2.GetDigestRequest.SerializeToString,
             carillon_dot_digest_dot_v1_dot_digest__pb2.GetDigestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carillon.digest.v1.DigestService/GetLedger',
+            carillon_dot_digest_dot_v1_dot_digest__pb2.GetLedgerRequest.SerializeToString,
+            carillon_dot_digest_dot_v1_dot_digest__pb2.GetLedgerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,18 +48,22 @@ class DigestServiceStub:
     DeleteNotificationType: _grpc.UnaryUnaryMultiCallable[_digest_pb2.DeleteNotificationTypeRequest, _digest_pb2.DeleteNotificationTypeResponse]
     """FAILED_PRECONDITION while items of the type wait in open windows."""
     PutSubscribers: _grpc.UnaryUnaryMultiCallable[_digest_pb2.PutSubscribersRequest, _digest_pb2.PutSubscribersResponse]
-    """Stores subscribers, 1 to 1,000. A changed zone moves open aligned windows to the next boundary in the new zone."""
+    """Stores subscribers, 1 to 1,000. A changed zone moves open aligned windows to the next boundary in the new zone; windows
+    that then fall together become one. A changed address counts for everything rendered from then on.
+    """
     GetSubscriber: _grpc.UnaryUnaryMultiCallable[_digest_pb2.GetSubscriberRequest, _digest_pb2.GetSubscriberResponse]
     ListSubscribers: _grpc.UnaryUnaryMultiCallable[_digest_pb2.ListSubscribersRequest, _digest_pb2.ListSubscribersResponse]
     DeleteSubscriber: _grpc.UnaryUnaryMultiCallable[_digest_pb2.DeleteSubscriberRequest, _digest_pb2.DeleteSubscriberResponse]
     """Removes the subscriber with its subscriptions; what waits for it is suppressed (subscriber_deleted)."""
     PutSubscriptions: _grpc.UnaryUnaryMultiCallable[_digest_pb2.PutSubscriptionsRequest, _digest_pb2.PutSubscriptionsResponse]
-    """Stores subscriptions, 1 to 1,000. Applies to notifications from now on; what waits stays where it is."""
+    """Stores subscriptions, 1 to 1,000. Applies to notifications from now on; what waits stays where it is. Where several
+    match, the most specific type wins (exact, then the longest prefix); equally specific ones all count, the same choice once.
+    """
     GetSubscription: _grpc.UnaryUnaryMultiCallable[_digest_pb2.GetSubscriptionRequest, _digest_pb2.GetSubscriptionResponse]
     ListSubscriptions: _grpc.UnaryUnaryMultiCallable[_digest_pb2.ListSubscriptionsRequest, _digest_pb2.ListSubscriptionsResponse]
     DeleteSubscription: _grpc.UnaryUnaryMultiCallable[_digest_pb2.DeleteSubscriptionRequest, _digest_pb2.DeleteSubscriptionResponse]
     PutCadence: _grpc.UnaryUnaryMultiCallable[_digest_pb2.PutCadenceRequest, _digest_pb2.PutCadenceResponse]
-    """Stores a cadence."""
+    """Stores a cadence. Windows already open keep their due time and batch; the changed rule counts for the next ones."""
     GetCadence: _grpc.UnaryUnaryMultiCallable[_digest_pb2.GetCadenceRequest, _digest_pb2.GetCadenceResponse]
     ListCadences: _grpc.UnaryUnaryMultiCallable[_digest_pb2.ListCadencesRequest, _digest_pb2.ListCadencesResponse]
     DeleteCadence: _grpc.UnaryUnaryMultiCallable[_digest_pb2.DeleteCadenceRequest, _digest_pb2.DeleteCadenceResponse]
@@ -77,6 +81,10 @@ class DigestServiceStub:
     """Digests that went out, newest first. Read only."""
     GetDigest: _grpc.UnaryUnaryMultiCallable[_digest_pb2.GetDigestRequest, _digest_pb2.GetDigestResponse]
     """One digest with its items. Read only. NOT_FOUND."""
+    GetLedger: _grpc.UnaryUnaryMultiCallable[_digest_pb2.GetLedgerRequest, _digest_pb2.GetLedgerResponse]
+    """Where everything that was accepted is, counted now and exactly (INV-6). Read only; reads every item of the tenant, so it
+    is for audits, not for dashboards.
+    """
     Explain: _grpc.UnaryUnaryMultiCallable[_digest_pb2.ExplainRequest, _digest_pb2.ExplainResponse]
     """What digest knows of an id (notification, window, digest, subscriber's item). Read only. Empty when it knows nothing."""
 
@@ -100,18 +108,22 @@ class DigestServiceAsyncStub(DigestServiceStub):
     DeleteNotificationType: _aio.UnaryUnaryMultiCallable[_digest_pb2.DeleteNotificationTypeRequest, _digest_pb2.DeleteNotificationTypeResponse]  # type: ignore[assignment]
     """FAILED_PRECONDITION while items of the type wait in open windows."""
     PutSubscribers: _aio.UnaryUnaryMultiCallable[_digest_pb2.PutSubscribersRequest, _digest_pb2.PutSubscribersResponse]  # type: ignore[assignment]
-    """Stores subscribers, 1 to 1,000. A changed zone moves open aligned windows to the next boundary in the new zone."""
+    """Stores subscribers, 1 to 1,000. A changed zone moves open aligned windows to the next boundary in the new zone; windows
+    that then fall together become one. A changed address counts for everything rendered from then on.
+    """
     GetSubscriber: _aio.UnaryUnaryMultiCallable[_digest_pb2.GetSubscriberRequest, _digest_pb2.GetSubscriberResponse]  # type: ignore[assignment]
     ListSubscribers: _aio.UnaryUnaryMultiCallable[_digest_pb2.ListSubscribersRequest, _digest_pb2.ListSubscribersResponse]  # type: ignore[assignment]
     DeleteSubscriber: _aio.UnaryUnaryMultiCallable[_digest_pb2.DeleteSubscriberRequest, _digest_pb2.DeleteSubscriberResponse]  # type: ignore[assignment]
     """Removes the subscriber with its subscriptions; what waits for it is suppressed (subscriber_deleted)."""
     PutSubscriptions: _aio.UnaryUnaryMultiCallable[_digest_pb2.PutSubscriptionsRequest, _digest_pb2.PutSubscriptionsResponse]  # type: ignore[assignment]
-    """Stores subscriptions, 1 to 1,000. Applies to notifications from now on; what waits stays where it is."""
+    """Stores subscriptions, 1 to 1,000. Applies to notifications from now on; what waits stays where it is. Where several
+    match, the most specific type wins (exact, then the longest prefix); equally specific ones all count, the same choice once.
+    """
     GetSubscription: _aio.UnaryUnaryMultiCallable[_digest_pb2.GetSubscriptionRequest, _digest_pb2.GetSubscriptionResponse]  # type: ignore[assignment]
     ListSubscriptions: _aio.UnaryUnaryMultiCallable[_digest_pb2.ListSubscriptionsRequest, _digest_pb2.ListSubscriptionsResponse]  # type: ignore[assignment]
     DeleteSubscription: _aio.UnaryUnaryMultiCallable[_digest_pb2.DeleteSubscriptionRequest, _digest_pb2.DeleteSubscriptionResponse]  # type: ignore[assignment]
     PutCadence: _aio.UnaryUnaryMultiCallable[_digest_pb2.PutCadenceRequest, _digest_pb2.PutCadenceResponse]  # type: ignore[assignment]
-    """Stores a cadence."""
+    """Stores a cadence. Windows already open keep their due time and batch; the changed rule counts for the next ones."""
     GetCadence: _aio.UnaryUnaryMultiCallable[_digest_pb2.GetCadenceRequest, _digest_pb2.GetCadenceResponse]  # type: ignore[assignment]
     ListCadences: _aio.UnaryUnaryMultiCallable[_digest_pb2.ListCadencesRequest, _digest_pb2.ListCadencesResponse]  # type: ignore[assignment]
     DeleteCadence: _aio.UnaryUnaryMultiCallable[_digest_pb2.DeleteCadenceRequest, _digest_pb2.DeleteCadenceResponse]  # type: ignore[assignment]
@@ -129,6 +141,10 @@ class DigestServiceAsyncStub(DigestServiceStub):
     """Digests that went out, newest first. Read only."""
     GetDigest: _aio.UnaryUnaryMultiCallable[_digest_pb2.GetDigestRequest, _digest_pb2.GetDigestResponse]  # type: ignore[assignment]
     """One digest with its items. Read only. NOT_FOUND."""
+    GetLedger: _aio.UnaryUnaryMultiCallable[_digest_pb2.GetLedgerRequest, _digest_pb2.GetLedgerResponse]  # type: ignore[assignment]
+    """Where everything that was accepted is, counted now and exactly (INV-6). Read only; reads every item of the tenant, so it
+    is for audits, not for dashboards.
+    """
     Explain: _aio.UnaryUnaryMultiCallable[_digest_pb2.ExplainRequest, _digest_pb2.ExplainResponse]  # type: ignore[assignment]
     """What digest knows of an id (notification, window, digest, subscriber's item). Read only. Empty when it knows nothing."""
 
@@ -179,7 +195,9 @@ class DigestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _digest_pb2.PutSubscribersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_digest_pb2.PutSubscribersResponse, _abc.Awaitable[_digest_pb2.PutSubscribersResponse]]:
-        """Stores subscribers, 1 to 1,000. A changed zone moves open aligned windows to the next boundary in the new zone."""
+        """Stores subscribers, 1 to 1,000. A changed zone moves open aligned windows to the next boundary in the new zone; windows
+        that then fall together become one. A changed address counts for everything rendered from then on.
+        """
 
     @_abc_1.abstractmethod
     def GetSubscriber(
@@ -209,7 +227,9 @@ class DigestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _digest_pb2.PutSubscriptionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_digest_pb2.PutSubscriptionsResponse, _abc.Awaitable[_digest_pb2.PutSubscriptionsResponse]]:
-        """Stores subscriptions, 1 to 1,000. Applies to notifications from now on; what waits stays where it is."""
+        """Stores subscriptions, 1 to 1,000. Applies to notifications from now on; what waits stays where it is. Where several
+        match, the most specific type wins (exact, then the longest prefix); equally specific ones all count, the same choice once.
+        """
 
     @_abc_1.abstractmethod
     def GetSubscription(
@@ -238,7 +258,7 @@ class DigestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _digest_pb2.PutCadenceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_digest_pb2.PutCadenceResponse, _abc.Awaitable[_digest_pb2.PutCadenceResponse]]:
-        """Stores a cadence."""
+        """Stores a cadence. Windows already open keep their due time and batch; the changed rule counts for the next ones."""
 
     @_abc_1.abstractmethod
     def GetCadence(
@@ -322,6 +342,16 @@ class DigestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_digest_pb2.GetDigestResponse, _abc.Awaitable[_digest_pb2.GetDigestResponse]]:
         """One digest with its items. Read only. NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def GetLedger(
+        self,
+        request: _digest_pb2.GetLedgerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_digest_pb2.GetLedgerResponse, _abc.Awaitable[_digest_pb2.GetLedgerResponse]]:
+        """Where everything that was accepted is, counted now and exactly (INV-6). Read only; reads every item of the tenant, so it
+        is for audits, not for dashboards.
+        """
 
     @_abc_1.abstractmethod
     def Explain(

@@ -1,0 +1,125 @@
+"""What the links bring to digest, and what applying it gives. Pure."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from libs.ids import derived_id
+from services.digest.catalog import ItemState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notification:
+    """One thing that happened. `sequence` orders it against cancels; 0: none of them came before it."""
+
+    tenant: str
+    id: UUID
+    type: str
+    entity: str
+    group_key: str
+    payload: str
+    subscribers: Sequence[str]
+    topics: Sequence[str]
+    occurred_at: datetime
+    expires_at: datetime | None = None
+    timer_id: UUID | None = None
+    timer_type: str = ""
+    timeline: str = ""
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Takes what waits about an entity out of windows; empty fields match everything."""
+
+    tenant: str
+    entity: str
+    type: str = ""
+    timer_ids: Sequence[UUID] = ()
+    timeline: str = ""
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """A window's timer has fired, for the due time it was set to."""
+
+    tenant: str
+    window_id: UUID
+    due_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """A batch is to close what was opened up to the end of its logical window."""
+
+    tenant: str
+    batch: str
+    start_at: datetime | None
+    end_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a delivery: sent, dead, suppressed, held or expired."""
+
+    tenant: str
+    digest_id: UUID
+    delivery_id: UUID
+    outcome: str
+    reason: str
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowTimer:
+    """A window asks to be woken at its due time."""
+
+    tenant: str
+    window_id: UUID
+    due_at: datetime
+
+    @property
+    def id(self) -> UUID:
+        """The same whenever it is asked for; another one when the window has moved."""
+        return derived_id("window-timer", self.window_id, self.due_at.isoformat())
+
+    @property
+    def entity(self) -> str:
+        """The reserved entity whose timers wake the window."""
+        return f"carillon:window:{self.window_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What one expansion made of a choice, as metrics count it; `reason` is empty unless it was suppressed."""
+
+    state: ItemState
+    is_alone: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expanded:
+    """What expanding notifications gave: timers to ask for, and how many items got which verdict."""
+
+    timers: Sequence[WindowTimer] = ()
+    verdicts: Counter[Verdict] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    """What one Cancel hit: items taken out, and items that had already left."""
+
+    items: int = 0
+    already_left: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Triggered:
+    """What one Trigger closed."""
+
+    windows: int = 0
+    is_repeated: bool = False

@@ -1,0 +1,285 @@
+"""Expansion: frames of notifications become items (INV-6), in a fixed number of statements whatever their number.
+
+Notifications are copied in; one INSERT … SELECT decides on every (notification, subscriber, choice) and puts the verdicts
+into a session's temporary table; from there they become items, together with the windows they wait in.
+
+**No item lands in a window that has begun to close** (INV-7). Windows are locked FOR SHARE, in the order of their ids,
+in the statement that inserts their items; whoever closes one needs it exclusively. So closing waits for inserts under
+way, and an insert that waited for a closing finds the window no longer open: its items go round again, to the next one.
+
+Matching: directly told subscribers by their subscriptions without a topic, a topic's by those with it. Of these the most
+specific type wins, exact before the longest prefix; without any, those told directly get the type's default.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+
+from libs.errors import Unavailable
+from libs.postgres import Transaction, copy_rows
+from services.digest.boundaries import Boundaries, LocalRule
+from services.digest.catalog import ItemState, WindowKind
+from services.digest.commands import Expanded, Notification, Verdict, WindowTimer
+
+_ROUNDS = 5
+
+_COLUMNS = (
+    *("tenant", "id", "type", "entity", "group_key", "payload", "subscribers", "topics", "occurred_at", "expires_at"),
+    *("timer_id", "timer_type", "timeline", "sequence", "received_at"),
+)
+_TYPES = (
+    *("text", "uuid", "text", "text", "text", "text", "text[]", "text[]", "timestamptz", "timestamptz"),
+    *("uuid", "text", "text", "int8", "timestamptz"),
+)
+
+# Emptied by Postgres itself at the end of each transaction; no statistics, no locks, no log.
+_SCRATCH = """
+    CREATE TEMPORARY TABLE IF NOT EXISTS expansion (
+        tenant text, notification_id uuid, subscriber text, choice text, state smallint, reason text, kind smallint,
+        cadence text, channel text, format text, style text, rule text, is_fixed boolean, zone text, batch text,
+        fallback_after interval, occurred_at timestamptz, window_id uuid, slot_at timestamptz) ON COMMIT DELETE ROWS;
+    CREATE TEMPORARY TABLE IF NOT EXISTS boundary (
+        rule text, zone text, start_at timestamptz, end_at timestamptz) ON COMMIT DELETE ROWS"""
+
+_DECIDE = """
+    WITH arrived AS MATERIALIZED (
+        SELECT n.tenant, n.id, n.type, n.occurred_at, n.subscribers, n.topics,
+            t.id IS NOT NULL AS is_known, coalesce(t.is_mandatory, false) AS is_mandatory,
+            coalesce(t.default_cadence, '') AS default_cadence, coalesce(t.default_channel, '') AS default_channel,
+            coalesce(n.expires_at <= %(now)s, false) AS is_expired,
+            n.sequence > 0 AND EXISTS (
+                SELECT FROM tombstone b
+                WHERE b.tenant = n.tenant AND b.entity = n.entity AND n.entity <> '' AND b.sequence > n.sequence
+                AND b.type IN ('', n.type, n.timer_type) AND b.timeline IN ('', n.timeline)
+                AND (b.timer_ids = '{}' OR n.timer_id = ANY (b.timer_ids))) AS is_cancelled
+        FROM unnest(%(tenants)s::text[], %(ids)s::uuid[]) AS fresh (tenant, id)
+        JOIN notification n ON n.tenant = fresh.tenant AND n.id = fresh.id
+        LEFT JOIN notification_type t ON t.tenant = n.tenant AND t.id = n.type
+    ), named AS MATERIALIZED (
+        SELECT DISTINCT a.tenant, a.id, a.type, told.subscriber
+        FROM arrived a CROSS JOIN unnest(a.subscribers) AS told (subscriber)
+    ), topical AS MATERIALIZED (
+        SELECT DISTINCT a.tenant, a.id, a.type, told.topic FROM arrived a CROSS JOIN unnest(a.topics) AS told (topic)
+    ), matching AS (
+        SELECT n.tenant, n.id, c.topic, c.subscriber, c.cadence, c.channel, c.format, c.style, c.is_prefix, c.type
+        FROM named n JOIN choice c ON c.tenant = n.tenant AND c.topic = '' AND c.subscriber = n.subscriber
+        WHERE CASE WHEN c.is_prefix THEN starts_with(n.type, c.type) ELSE n.type = c.type END
+        UNION ALL
+        SELECT t.tenant, t.id, c.topic, c.subscriber, c.cadence, c.channel, c.format, c.style, c.is_prefix, c.type
+        FROM topical t JOIN choice c ON c.tenant = t.tenant AND c.topic = t.topic AND c.topic <> ''
+        WHERE CASE WHEN c.is_prefix THEN starts_with(t.type, c.type) ELSE t.type = c.type END
+    ), matched AS MATERIALIZED (
+        SELECT *, rank() OVER (
+            PARTITION BY tenant, id, topic, subscriber ORDER BY is_prefix, length(type) DESC) AS place
+        FROM matching
+    ), chosen AS (
+        SELECT tenant, id, subscriber, cadence, channel, format, style, '' AS unheard FROM matched WHERE place = 1
+        UNION ALL
+        SELECT tenant, id, subscriber, '', '', '', '', '' FROM named n WHERE NOT EXISTS (
+            SELECT FROM matched m
+            WHERE m.tenant = n.tenant AND m.id = n.id AND m.subscriber = n.subscriber AND m.topic = '')
+        UNION ALL
+        SELECT tenant, id, '', '', '', '', '', topic FROM topical t WHERE NOT EXISTS (
+            SELECT FROM matched m WHERE m.tenant = t.tenant AND m.id = t.id AND m.topic = t.topic)
+    ), settled AS (
+        SELECT c.tenant, c.id, c.subscriber, c.unheard, c.format, c.style, a.occurred_at, a.is_known, a.is_expired, a.is_cancelled,
+            CASE
+                WHEN c.cadence = 'off' AND a.is_mandatory AND a.default_cadence = 'off' THEN 'immediate'
+                WHEN c.cadence = '' OR c.cadence = 'off' AND a.is_mandatory THEN a.default_cadence
+                ELSE c.cadence END AS cadence,
+            CASE c.channel WHEN '' THEN a.default_channel ELSE c.channel END AS channel
+        FROM chosen c JOIN arrived a ON a.tenant = c.tenant AND a.id = c.id
+    ), written AS (
+        SELECT s.tenant, s.id, s.subscriber, s.unheard, s.occurred_at, s.is_known, s.is_expired, s.is_cancelled,
+            s.cadence, s.channel,
+            CASE WHEN s.format <> '' THEN s.format
+                ELSE CASE s.channel WHEN 'email' THEN 'html' WHEN 'webhook' THEN 'json' ELSE 'text' END END AS format,
+            CASE WHEN s.style <> '' THEN s.style
+                ELSE CASE s.cadence WHEN 'immediate' THEN 'full' ELSE 'summary' END END AS style,
+            r.id IS NOT NULL AS is_subscriber,
+            CASE s.channel WHEN 'email' THEN r.email WHEN 'webhook' THEN r.webhook_url
+                WHEN 'apprise' THEN r.apprise_url ELSE r.id END AS address,
+            coalesce(k.kind, 1) AS kind, k.id IS NOT NULL AS is_cadence,
+            CASE WHEN k.cron <> '' THEN 'cron:' || k.cron ELSE 'rrule:' || k.rrule END AS rule,
+            k.zone <> '' AS is_fixed, coalesce(nullif(k.zone, ''), r.zone) AS zone,
+            coalesce(k.batch, '') AS batch, k.fallback_after
+        FROM settled s
+        LEFT JOIN subscriber r ON r.tenant = s.tenant AND r.id = s.subscriber
+        LEFT JOIN cadence k ON k.tenant = s.tenant AND k.id = s.cadence
+    ), judged AS (
+        SELECT *, CASE
+            WHEN is_cancelled THEN 'cancelled'
+            WHEN is_expired THEN 'expired'
+            WHEN unheard <> '' THEN 'no_subscriber'
+            WHEN NOT is_known THEN 'unknown_type'
+            WHEN NOT is_subscriber THEN 'unknown_subscriber'
+            WHEN cadence = 'off' THEN 'off'
+            WHEN address = '' THEN 'no_address'
+            WHEN NOT is_cadence AND cadence <> 'immediate' THEN 'unknown_cadence'
+            ELSE '' END AS reason
+        FROM written
+    ), verdicts AS (
+        SELECT DISTINCT tenant, id, subscriber,
+            CASE WHEN unheard <> '' THEN 'topic:' || unheard
+                ELSE concat_ws('/', cadence, channel, format, style) END AS choice,
+            CASE reason WHEN '' THEN 1 WHEN 'cancelled' THEN 5 WHEN 'expired' THEN 6 ELSE 4 END AS state,
+            CASE WHEN reason IN ('cancelled', 'expired') THEN '' ELSE reason END AS reason,
+            kind, cadence, channel, format, style, rule, is_fixed, zone, batch, fallback_after, occurred_at
+        FROM judged
+    )
+    INSERT INTO expansion
+    SELECT tenant, id, subscriber, choice, state, reason, kind, cadence, channel, format, style, rule, is_fixed, zone, batch,
+        fallback_after, occurred_at, CASE WHEN state = 1 AND kind = 1 THEN uuidv7() END,
+        CASE WHEN kind = 3 THEN timestamptz 'epoch' END
+    FROM verdicts"""
+
+_COUNT = "SELECT state, kind = 1, reason, count(*) FROM expansion GROUP BY 1, 2, 3"
+
+# Sent alone: the window holds one item and is closing from the start, so that everything leaves by the same door.
+_OPEN_ALONE = """
+    INSERT INTO digest_window (tenant, id, subscriber, cadence, channel, format, style, kind, rule, batch,
+        slot_at, opened_at, due_at, state)
+    SELECT tenant, window_id, subscriber, cadence, channel, format, style, kind, '', '', %(now)s, %(now)s, %(now)s, 2
+    FROM expansion WHERE state = 1 AND kind = 1"""
+
+_SETTLE = """
+    INSERT INTO item (tenant, notification_id, subscriber, choice, state, reason, window_id, changed_at)
+    SELECT tenant, notification_id, subscriber, choice, state, reason, window_id, %(now)s
+    FROM expansion WHERE state <> 1 OR kind = 1"""
+
+_SPANS = """
+    SELECT rule, zone, min(occurred_at), max(occurred_at) FROM expansion WHERE state = 1 AND kind = 2 GROUP BY rule, zone"""
+
+_PUT_BOUNDARIES = """
+    INSERT INTO boundary SELECT * FROM unnest(%s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[])"""
+
+# Its own boundary, unless that has passed and its window is no longer open; then the first one after now.
+_PLACE = """
+    UPDATE expansion e SET slot_at = coalesce(
+        (SELECT min(b.end_at) FROM boundary b
+         WHERE b.rule = e.rule AND b.zone = e.zone AND b.start_at <= e.occurred_at AND e.occurred_at < b.end_at
+         AND (b.end_at > %(now)s OR EXISTS (
+            SELECT FROM digest_window w
+            WHERE w.tenant = e.tenant AND w.subscriber = e.subscriber AND w.cadence = e.cadence AND w.channel = e.channel
+            AND w.format = e.format AND w.style = e.style AND w.slot_at = b.end_at AND w.state = 1))),
+        (SELECT min(b.end_at) FROM boundary b WHERE b.rule = e.rule AND b.zone = e.zone AND b.end_at > %(now)s))
+    WHERE state = 1 AND kind = 2"""
+
+# In the order of the unique index, so that two replicas opening the same windows do not wait for each other crosswise.
+_OPEN = """
+    INSERT INTO digest_window (tenant, id, subscriber, cadence, channel, format, style, kind, rule, batch,
+        slot_at, opened_at, due_at, state)
+    SELECT tenant, uuidv7(), subscriber, cadence, channel, format, style, min(kind),
+        CASE WHEN min(kind) = 2 AND NOT bool_and(is_fixed) THEN min(rule) ELSE '' END,
+        CASE WHEN min(kind) = 3 THEN min(batch) ELSE '' END,
+        slot_at, least(%(now)s, min(occurred_at)),
+        CASE WHEN min(kind) = 3 THEN %(now)s + min(fallback_after) ELSE slot_at END, 1
+    FROM expansion WHERE state = 1 AND kind IN (2, 3)
+    GROUP BY tenant, subscriber, cadence, channel, format, style, slot_at
+    ORDER BY tenant, subscriber, cadence, channel, format, style, slot_at
+    ON CONFLICT (tenant, subscriber, cadence, channel, format, style, slot_at) WHERE state = 1 DO NOTHING
+    RETURNING tenant, id, due_at"""
+
+_FILL = """
+    WITH wanted AS MATERIALIZED (
+        SELECT DISTINCT tenant, subscriber, cadence, channel, format, style, slot_at
+        FROM expansion WHERE state = 1 AND kind IN (2, 3)
+    ), open AS MATERIALIZED (
+        SELECT w.id, w.tenant, w.subscriber, w.cadence, w.channel, w.format, w.style, w.slot_at
+        FROM wanted JOIN digest_window w USING (tenant, subscriber, cadence, channel, format, style, slot_at)
+        WHERE w.state = 1 ORDER BY w.id FOR SHARE OF w
+    ), placed AS (
+        DELETE FROM expansion e USING open o
+        WHERE e.state = 1 AND e.kind IN (2, 3) AND e.tenant = o.tenant AND e.subscriber = o.subscriber
+        AND e.cadence = o.cadence AND e.channel = o.channel AND e.format = o.format AND e.style = o.style
+        AND e.slot_at = o.slot_at
+        RETURNING e.tenant, e.notification_id, e.subscriber, e.choice, o.id
+    )
+    INSERT INTO item (tenant, notification_id, subscriber, choice, state, reason, window_id, changed_at)
+    SELECT tenant, notification_id, subscriber, choice, 1, '', id, %(now)s FROM placed"""
+
+
+async def expand(
+    tx: Transaction, notifications: Sequence[Notification], *, now: datetime, boundaries: Boundaries
+) -> Expanded:
+    """Turn notifications into items; those taken over before change nothing. The caller holds their entities' locks."""
+    fresh = await _take_over(tx, notifications, now)
+    if not fresh:
+        return Expanded()
+    await tx.raw.execute(_SCRATCH)
+    # prepare=False: a plan kept from a frame of one notification would be a bad one for a frame of a thousand.
+    keys = {"tenants": [one.tenant for one in fresh], "ids": [one.id for one in fresh], "now": now}
+    await tx.raw.execute(_DECIDE, keys, prepare=False)
+    verdicts = await _count(tx)
+    if any(one.is_alone and one.state is ItemState.PENDING for one in verdicts):
+        await tx.raw.execute(_OPEN_ALONE, {"now": now}, prepare=False)
+    if any(one.is_alone or one.state is not ItemState.PENDING for one in verdicts):
+        await tx.raw.execute(_SETTLE, {"now": now}, prepare=False)
+    waiting = sum(count for one, count in verdicts.items() if one.state is ItemState.PENDING and not one.is_alone)
+    timers = await _fill_windows(tx, waiting, now=now, boundaries=boundaries)
+    return Expanded(timers=timers, verdicts=verdicts)
+
+
+async def _take_over(tx: Transaction, notifications: Sequence[Notification], now: datetime) -> list[Notification]:
+    """Store the notifications that are new, and return them. The same id again, whatever carried it, is the same one."""
+    unique = {(one.tenant, one.id): one for one in reversed(notifications)}
+    cursor = await tx.raw.execute(
+        "SELECT n.tenant, n.id FROM unnest(%s::text[], %s::uuid[]) AS new (tenant, id) JOIN notification n USING (tenant, id)",
+        ([tenant for tenant, _ in unique], [one_id for _, one_id in unique]),
+    )
+    for key in await cursor.fetchall():
+        del unique[key[0], key[1]]
+    # In the order of the primary key, so that two frames with the same notification in them cannot deadlock.
+    fresh = sorted(unique.values(), key=lambda one: (one.tenant, one.id))
+    if fresh:
+        await copy_rows(tx, "notification", _COLUMNS, (_row(one, now) for one in fresh), types=_TYPES)
+    return fresh
+
+
+def _row(one: Notification, now: datetime) -> tuple[object, ...]:
+    return (
+        *(one.tenant, one.id, one.type, one.entity, one.group_key, one.payload, list(one.subscribers), list(one.topics)),
+        *(one.occurred_at, one.expires_at, one.timer_id, one.timer_type, one.timeline, one.sequence, now),
+    )
+
+
+async def _count(tx: Transaction) -> Counter[Verdict]:
+    rows = await (await tx.raw.execute(_COUNT)).fetchall()
+    return Counter(
+        {Verdict(state=ItemState(state), is_alone=alone, reason=reason): count for state, alone, reason, count in rows}
+    )
+
+
+async def _fill_windows(
+    tx: Transaction, waiting: int, *, now: datetime, boundaries: Boundaries
+) -> list[WindowTimer]:
+    """Put what waits into open windows, opening those that are missing; returns the timers of new ones."""
+    timers: list[WindowTimer] = []
+    if waiting:
+        await _put_boundaries(tx, now=now, boundaries=boundaries)
+    for _ in range(_ROUNDS):
+        if not waiting:
+            return timers
+        await tx.raw.execute(_PLACE, {"now": now}, prepare=False)
+        opened = await tx.raw.execute(_OPEN, {"now": now}, prepare=False)
+        timers += [WindowTimer(tenant=tenant, window_id=i, due_at=due) for tenant, i, due in await opened.fetchall()]
+        waiting -= (await tx.raw.execute(_FILL, {"now": now}, prepare=False)).rowcount
+    raise Unavailable(f"{waiting} items found their windows closing {_ROUNDS} times over; they will come again.")
+
+
+async def _put_boundaries(tx: Transaction, *, now: datetime, boundaries: Boundaries) -> None:
+    columns: defaultdict[str, list[object]] = defaultdict(list)
+    for rule, zone, first, last in await (await tx.raw.execute(_SPANS)).fetchall():
+        for interval in boundaries.covering(local_rule(rule, zone), first, last, now):
+            columns["rule"].append(rule)
+            columns["zone"].append(zone)
+            columns["start"].append(interval.start)
+            columns["end"].append(interval.end)
+    if columns:
+        await tx.raw.execute(_PUT_BOUNDARIES, (columns["rule"], columns["zone"], columns["start"], columns["end"]))
+
+
+def local_rule(rule: str, zone: str) -> LocalRule:
+    """A rule as the tables write it (cron:… or rrule:…), in a zone."""
+    kind, _, text = rule.partition(":")
+    return LocalRule(cron=text if kind == "cron" else "", rrule=text if kind == "rrule" else "", zone=zone)

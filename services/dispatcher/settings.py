@@ -1,0 +1,201 @@
+"""The dispatcher's settings."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from libs.service import BaseSettings
+from libs.settings import Duration, Settings
+
+MILLISECOND = timedelta(milliseconds=1)
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+
+
+class DoubtPolicy(StrEnum):
+    """What becomes of an attempt of which nobody knows whether it arrived."""
+
+    RESEND = "resend"
+    HOLD = "hold"
+
+
+class DispatchSettings(Settings):
+    """Deliveries: how many at once, how often, for how long."""
+
+    model_config = SettingsConfigDict(env_prefix="CARILLON_DISPATCHER_")
+
+    claim_time: Duration = Field(
+        30 * SECOND,
+        ge=SECOND,
+        le=HOUR,
+        description="How long a process that was killed keeps what it was sending from the others, on the database's "
+        "clock; then its attempts are in doubt. A living process renews its claims, so sending may take longer.",
+    )
+    claim_deliveries: int = Field(500, ge=1, le=5_000, description="Deliveries claimed in one transaction at most.")
+    poll_interval: Duration = Field(
+        250 * MILLISECOND,
+        ge=MILLISECOND,
+        le=250 * MILLISECOND,
+        description="How often to look for deliveries that another replica took in; what this one took in is sent at "
+        "once. Also how soon claims that ran out are noticed.",
+    )
+    record_linger: Duration = Field(
+        5 * MILLISECOND,
+        ge=timedelta(0),
+        le=SECOND,
+        description="How long a finished attempt waits for others to be recorded in the same transaction.",
+    )
+    drain_timeout: Duration = Field(
+        15 * SECOND,
+        ge=timedelta(0),
+        le=10 * MINUTE,
+        description="After SIGTERM: how long what is being sent may take to end and be recorded; the rest is in doubt. "
+        "Below CARILLON_GRPC_DRAIN_TIMEOUT, which bounds the whole.",
+    )
+    max_attempts: int = Field(
+        12, ge=1, le=1_000, description="Attempts before a delivery is dead. Redriving it allows as many again."
+    )
+    max_age: Duration = Field(
+        2 * DAY, ge=SECOND, le=30 * DAY, description="A delivery is dead when its next attempt would be later than this."
+    )
+    backoff_first: Duration = Field(
+        5 * SECOND,
+        ge=MILLISECOND,
+        le=DAY,
+        description="Bound of the wait after the first failed attempt; it doubles with each. The wait itself is drawn "
+        "at random below the bound (full jitter).",
+    )
+    backoff_longest: Duration = Field(2 * HOUR, ge=MILLISECOND, le=7 * DAY, description="Where the bound stops growing.")
+    max_retry_after: Duration = Field(
+        6 * HOUR, ge=timedelta(0), le=7 * DAY, description="A receiver's longer Retry-After is cut to this."
+    )
+    destination_concurrency: int = Field(
+        32,
+        ge=1,
+        le=10_000,
+        description="Attempts under way to one webhook host and port at once, so that a slow one holds up no other.",
+    )
+    email_concurrency: int = Field(
+        16, ge=1, le=1_000, description="Mails under way at once, and so connections to the SMTP server, per process."
+    )
+    webhook_concurrency: int = Field(128, ge=1, le=10_000, description="Webhooks under way at once, per process.")
+    email_in_doubt: DoubtPolicy = Field(
+        DoubtPolicy.RESEND,
+        description="A mail that may have gone out before a crash: `resend` it under the same Message-ID, by which most "
+        "receivers drop the second copy, or `hold` it until somebody redrives it.",
+    )
+    webhook_in_doubt: DoubtPolicy = Field(
+        DoubtPolicy.RESEND,
+        description="The same for webhooks; their webhook-id is what receivers drop duplicates by.",
+    )
+
+    @model_validator(mode="after")
+    def _backoff_grows(self) -> Self:
+        if self.backoff_first > self.backoff_longest:
+            raise ValueError("backoff_first must not be longer than backoff_longest")
+        return self
+
+
+class SmtpTls(StrEnum):
+    """How the way to the SMTP server is protected."""
+
+    NONE = "none"
+    OPPORTUNISTIC = "opportunistic"
+    STARTTLS = "starttls"
+    TLS = "tls"
+
+
+class SmtpSettings(Settings):
+    """The SMTP server that mails leave through."""
+
+    model_config = SettingsConfigDict(env_prefix="CARILLON_DISPATCHER_SMTP_")
+
+    host: str = Field("127.0.0.1", min_length=1, description="Where it is.")
+    port: int = Field(587, ge=1, le=65535, description="Its port: 587 with starttls, 465 with tls, 25 for relays.")
+    tls: SmtpTls = Field(
+        SmtpTls.STARTTLS,
+        description="`starttls`: upgrade or fail; `tls`: from the first byte; `opportunistic`: upgrade where offered; "
+        "`none`: plaintext.",
+    )
+    ca_file: Path | None = Field(None, description="PEM with the CAs that may sign its certificate. Not set: the system's.")
+    username: str | None = Field(None, min_length=1, description="User name, where it asks for one.")
+    password_file: Path | None = Field(
+        None, description="A file with the password; read for each connection, so it can be replaced."
+    )
+    from_address: str = Field(
+        "carillon@localhost",
+        pattern=r"^[^@\s<>\"]+@[^@\s<>\"]+$",
+        description="Sender of all mails: a bare address. Its domain is also that of Message-IDs and EHLO.",
+    )
+    from_name: str = Field("", max_length=100, description="Name shown with from_address.")
+    timeout: Duration = Field(
+        30 * SECOND,
+        ge=100 * MILLISECOND,
+        le=10 * MINUTE,
+        description="How long one mail may take, connecting included. After it the attempt is over, and in doubt when "
+        "the mail had been handed over already.",
+    )
+    connection_idle: Duration = Field(
+        30 * SECOND,
+        ge=timedelta(0),
+        le=10 * MINUTE,
+        description="An unused connection is closed after this. Below the server's own limit, commonly minutes.",
+    )
+    connection_mails: int = Field(
+        100, ge=1, le=100_000, description="Mails sent over one connection before it is replaced; many servers limit it."
+    )
+
+    @model_validator(mode="after")
+    def _password_is_protected(self) -> Self:
+        if (self.username is None) != (self.password_file is None):
+            raise ValueError("username and password_file must be set together")
+        if self.username is not None and self.tls in (SmtpTls.NONE, SmtpTls.OPPORTUNISTIC):
+            raise ValueError("a password is only sent over tls or starttls")
+        return self
+
+
+class WebhookSettings(Settings):
+    """Webhooks: who may be called, and how we sign."""
+
+    model_config = SettingsConfigDict(env_prefix="CARILLON_DISPATCHER_WEBHOOK_")
+
+    secret_file: Path | None = Field(
+        None,
+        description="A file with the signing secrets of Standard Webhooks, one `whsec_…` a line; every one signs, so a "
+        "new one can be added before the old one is taken away. Read again when it changes. Not set: webhooks are not "
+        "signed, and receivers cannot know whom they are from.",
+    )
+    allow_private: bool = Field(
+        False,
+        description="`on`: loopback, private and link-local addresses may be called. Off, because whoever subscribes a "
+        "webhook would otherwise reach into this network; `on` for trials on one machine.",
+    )
+    ca_file: Path | None = Field(None, description="PEM with the CAs that may sign receivers' certificates. Not set: the system's.")
+    timeout: Duration = Field(
+        15 * SECOND,
+        ge=100 * MILLISECOND,
+        le=10 * MINUTE,
+        description="How long one call may take, connecting and reading the answer included.",
+    )
+    connect_timeout: Duration = Field(
+        5 * SECOND, ge=50 * MILLISECOND, le=MINUTE, description="How long connecting may take, TLS included."
+    )
+    connection_idle: Duration = Field(
+        15 * SECOND, ge=timedelta(0), le=10 * MINUTE, description="An unused connection is closed after this."
+    )
+
+
+@dataclass(frozen=True)
+class DispatcherSettings(BaseSettings):
+    """Everything the dispatcher reads from the environment."""
+
+    dispatch: DispatchSettings
+    smtp: SmtpSettings
+    webhook: WebhookSettings

@@ -1,0 +1,1 @@
+"""The scheduler: owns timers, recurrences, timelines and facts; decides when, and whether. DESIGN §5."""

@@ -1,0 +1,198 @@
+"""The loop that keeps this replica's leases: renews, takes, gives back, three times per TTL and when nudged.
+
+States of a shard, as one replica sees it:
+
+    somebody else's ──(free or expired, and rendezvous says ours)──▶ taken: epoch + 1 ──▶ in the engine
+          ▲                                                                                 │
+          └───────── released (rendezvous says another's; we leave) ◀───────────────────────┤
+          └───────── lost (fenced, turn failed, lease not renewed in time) ◀────────────────┘
+
+What protects the data is the epoch in every transaction, not this loop. What this loop protects is time: no shard should
+be without an owner for longer than a lease, and none should change hands without need.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import timedelta
+from typing import Protocol
+
+from libs.errors import Unavailable
+from libs.links.receiver import Message
+from services.scheduler import metrics
+from services.scheduler.loops_engine import Engine
+from services.scheduler.ownership import trusted_until_s, until_next_beat, wanted_shards
+from services.scheduler.timer import Mark
+
+log = logging.getLogger(__name__)
+
+_FORGET_INTERVAL_S = 60.0
+
+
+class Grant(Protocol):
+    """A shard that has become ours."""
+
+    @property
+    def shard(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def watermark(self) -> Mark: ...
+    @property
+    def newest_tombstones(self) -> Mapping[str, int]: ...
+
+
+class Situation(Protocol):
+    """What a renewal found."""
+
+    @property
+    def renewed(self) -> frozenset[int]: ...
+    @property
+    def members(self) -> frozenset[str]: ...
+    @property
+    def lease_ends_in(self) -> Mapping[int, timedelta]: ...
+
+
+class Store(Protocol):
+    """Leases in Postgres; services.scheduler.store_leases.LeaseStore."""
+
+    async def renew(self, held: Mapping[int, int]) -> Situation: ...
+    async def take(self, shards: Collection[int]) -> Sequence[Grant]: ...
+    async def release(self, held: Mapping[int, int], *, is_leaving: bool) -> None: ...
+    async def forget(self, *, tombstones_after: timedelta, members_after: timedelta) -> None: ...
+
+
+class Leases:
+    """The leases of this replica. `consume` yields the frames of one shard; `nudge` wakes the other replicas."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        store: Store,
+        replica: str,
+        shard_count: int,
+        ttl: timedelta,
+        tombstones_after: timedelta,
+        consume: Callable[[int], AsyncIterator[Sequence[Message]]],
+        nudge: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._replica = replica
+        self._shard_count = shard_count
+        self._ttl = ttl
+        self._tombstones_after = tombstones_after
+        self._consume = consume
+        self._nudge = nudge
+        self._trusted_until_s = 0.0
+        self._consumers: dict[int, asyncio.Task[None]] = {}
+        self._known_members: frozenset[str] = frozenset()
+        self.wake = asyncio.Event()
+        engine.is_trusted = self.is_trusted
+        engine.on_lost = self._on_lost
+
+    def is_trusted(self) -> bool:
+        """Whether our leases still count, by our own reckoning."""
+        return time.monotonic() < self._trusted_until_s
+
+    async def run(self) -> None:
+        """Keep leases until cancelled, then give them all back."""
+        try:
+            while True:
+                wait = await self._attempt()
+                try:
+                    async with asyncio.timeout(wait.total_seconds()):
+                        await self.wake.wait()
+                except TimeoutError:
+                    pass
+                self.wake.clear()
+        finally:
+            await self._leave()
+
+    async def run_housekeeping(self) -> None:
+        """Forget old tombstones and members, and read gauges, until cancelled."""
+        next_forget_s = 0.0
+        while True:
+            self._engine.measure()
+            if time.monotonic() >= next_forget_s:
+                next_forget_s = time.monotonic() + _FORGET_INTERVAL_S
+                try:
+                    await self._store.forget(tombstones_after=self._tombstones_after, members_after=self._ttl * 100)
+                except Unavailable as err:
+                    log.warning("Could not forget old tombstones; trying again.", extra={"error": str(err)})
+            await asyncio.sleep(1)
+
+    async def _attempt(self) -> timedelta:
+        try:
+            wait = await self.beat()
+        except Unavailable as err:
+            metrics.RENEWALS.labels("failed").inc()
+            log.warning("Could not renew the leases; trying again.", extra={"error": str(err)})
+            return self._ttl / 20
+        metrics.RENEWALS.labels("committed").inc()
+        return wait
+
+    async def beat(self) -> timedelta:
+        """Renew, give back what is another's, take what is ours; returns when to come again."""
+        began_s = time.monotonic()
+        held = self._engine.epochs
+        situation = await self._store.renew(held)
+        # From the start of the call: when the answer came says nothing about when the lease began.
+        self._trusted_until_s = trusted_until_s(began_s, self._ttl)
+        if gone := held.keys() - situation.renewed:
+            await self._drop(gone)
+        wanted = wanted_shards(self._replica, situation.members, self._shard_count)
+        if unwanted := {shard: epoch for shard, epoch in self._engine.epochs.items() if shard not in wanted}:
+            await self._drop(unwanted)
+            await self._store.release(unwanted, is_leaving=False)
+            await self._nudge()
+        await self._take_free(wanted, situation)
+        if situation.members != self._known_members:
+            log.info("The live replicas are %s.", ", ".join(sorted(situation.members)))
+            is_new_here = not self._known_members
+            self._known_members = situation.members
+            if is_new_here:
+                await self._nudge()  # The others should give us our share now, not at their next beat.
+        held_by_others = [left for shard, left in situation.lease_ends_in.items() if shard in wanted and left.days >= 0]
+        return until_next_beat(self._ttl, [left for left in held_by_others if left])
+
+    async def _take_free(self, wanted: Collection[int], situation: Situation) -> None:
+        missing = set(wanted) - self._engine.epochs.keys()
+        # Those not in lease_ends_in are ours in Postgres and were lost here: taken anew, under a new epoch.
+        free = [s for s in missing if situation.lease_ends_in.get(s, timedelta(0)) <= timedelta(0)]
+        if not free:
+            return
+        for grant in await self._store.take(free):
+            metrics.TAKEOVERS.inc()
+            self._engine.add(
+                number=grant.shard,
+                epoch=grant.epoch,
+                watermark=grant.watermark,
+                newest_tombstones=grant.newest_tombstones,
+            )
+            if grant.shard not in self._consumers:
+                self._consumers[grant.shard] = asyncio.create_task(self._take_frames(grant.shard))
+
+    async def _take_frames(self, shard: int) -> None:
+        async for messages in self._consume(shard):
+            await self._engine.deliver(shard, messages)
+
+    async def _drop(self, shards: Collection[int]) -> None:
+        consumers = [task for shard in shards if (task := self._consumers.pop(shard, None)) is not None]
+        for task in consumers:
+            task.cancel()
+        await asyncio.gather(*consumers, return_exceptions=True)
+        await self._engine.drop(shards)
+
+    def _on_lost(self, _shards: Sequence[int]) -> None:
+        self.wake.set()
+
+    async def _leave(self) -> None:
+        """Graceful handover: finish the turn, give everything back, tell the others."""
+        held = self._engine.epochs
+        await self._drop(held)
+        await self._store.release(held, is_leaving=True)
+        await self._nudge()
+        log.info("Gave back all shards.", extra={"shards": len(held)})

@@ -1,0 +1,32 @@
+"""What the scheduler tells Prometheus."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from services.scheduler.timer import State, TargetKind
+
+LATENESS_SECONDS = Histogram(
+    "carillon_scheduler_lateness_seconds",
+    "From a timer's due time to the commit of its firing, in business time.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
+)
+FIRED = Counter("carillon_scheduler_timers_fired_total", "Timers fired, by what they do.", ["target"])
+DECIDED = Counter("carillon_scheduler_timers_decided_total", "Timers that ended without firing.", ["state"])
+ACCEPTED = Counter("carillon_scheduler_timers_accepted_total", "Timers stored, successors and follow-ups included.")
+TURNS = Counter("carillon_scheduler_turns_total", "Transactions of the engine, by how they ended.", ["result"])
+FENCED = Counter("carillon_scheduler_fenced_writes_total", "Turns of a shard refused because of its epoch (INV-3).")
+WHEEL_TIMERS = Gauge("carillon_scheduler_wheel_timers", "Timers read ahead into the wheels of this replica.")
+PAGES = Counter("carillon_scheduler_pages_total", "Pages of waiting timers read.")
+WATERMARK_LAG_SECONDS = Gauge(
+    "carillon_scheduler_watermark_lag_seconds", "How late the latest shard of this replica is, in business time."
+)
+SHARDS_HELD = Gauge("carillon_scheduler_shards_held", "Shards this replica holds.")
+TAKEOVERS = Counter("carillon_scheduler_takeovers_total", "Shards taken by this replica.")
+RENEWALS = Counter("carillon_scheduler_lease_renewals_total", "Renewals of all leases, by how they ended.", ["result"])
+
+for _kind in TargetKind:
+    FIRED.labels(_kind.name.lower())
+for _state in (State.SKIPPED, State.CANCELLED, State.EXPIRED, State.FAILED):
+    DECIDED.labels(_state.name.lower())
+for _result in ("committed", "failed"):
+    TURNS.labels(_result)
+    RENEWALS.labels(_result)

@@ -1,0 +1,37 @@
+"""Who should hold which shard, and how long a lease may be trusted. Pure.
+
+Which replica wants a shard is rendezvous hashing (Thaler & Ravishankar 1998) over the live members: each (replica, shard)
+has a weight, the highest wins. A replica that joins or leaves moves only its own share, and all come to the same answer
+without talking.
+
+Nothing here decides who *may* change a shard: that is the epoch in Postgres (INV-3). A wrong view of the members costs a
+moment without an owner, never two of them.
+"""
+
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from hashlib import blake2b
+
+MARGIN = timedelta(milliseconds=500)
+"""How much earlier than Postgres a holder stops trusting its lease; covers a slow event loop, not correctness."""
+
+
+def wanted_shards(replica: str, members: Collection[str], shards: int) -> frozenset[int]:
+    """The shards that fall to `replica`, which counts as a member whether or not it is in `members`."""
+    everyone = {replica, *members}
+    return frozenset(shard for shard in range(shards) if max(everyone, key=lambda one: _weight(one, shard)) == replica)
+
+
+def trusted_until_s(renewal_began_s: float, ttl: timedelta) -> float:
+    """Until when a lease counts, on the monotonic clock: from the *start* of the renewing call, never its answer."""
+    return renewal_began_s + (ttl - MARGIN).total_seconds()
+
+
+def until_next_beat(ttl: timedelta, wanted_but_held: Sequence[timedelta]) -> timedelta:
+    """How long to wait: a third of the TTL, or until the first wanted shard's lease runs out at its present holder."""
+    soonest = min(wanted_but_held, default=ttl)
+    return min(ttl / 3, max(soonest + timedelta(milliseconds=20), timedelta(milliseconds=50)))
+
+
+def _weight(replica: str, shard: int) -> bytes:
+    return blake2b(f"{replica}\x1f{shard}".encode(), digest_size=8).digest()

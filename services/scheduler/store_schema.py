@@ -1,0 +1,118 @@
+"""The scheduler's tables. Every statement that touches timers names the shard first: shards may live on other servers.
+
+Nothing that changes is indexed, so that updates stay heap-only (HOT): cancelling or recording a verdict touches one page.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Sequence,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
+
+from libs.links.schema import add_link_tables
+
+metadata = MetaData()
+add_link_tables(metadata)
+
+_INSTANT = TIMESTAMP(timezone=True)
+_UUID = UUID(as_uuid=True)
+_NOW = text("clock_timestamp()")
+
+Sequence("command_seq", metadata=metadata)
+
+# One row per shard, for ever; `holder`, `lease_until` and `epoch` are who may change it, `watermark_*` how far it fired.
+shard = Table(
+    "shard",
+    metadata,
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    Column("holder", Text),
+    Column("epoch", BigInteger, nullable=False, server_default=text("0")),
+    Column("lease_until", _INSTANT),
+    Column("watermark_at", _INSTANT, nullable=False, server_default=text("'1970-01-01T00:00:00Z'")),
+    Column("watermark_id", _UUID, nullable=False, server_default=text("'00000000-0000-0000-0000-000000000000'::uuid")),
+    postgresql_with={"fillfactor": "20"},  # A row is updated all the time; its page must have room for it.
+)
+
+# Replicas that are alive, for the rendezvous; losing it costs a moment of rebalancing.
+member = Table(
+    "member",
+    metadata,
+    Column("replica", Text, primary_key=True),
+    Column("until", _INSTANT, nullable=False),
+)
+
+timer = Table(
+    "timer",
+    metadata,
+    Column("id", _UUID, primary_key=True),
+    Column("shard", Integer, nullable=False),
+    Column("fire_at", _INSTANT, nullable=False),
+    Column("due_at", _INSTANT, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("entity", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("target_kind", SmallInteger, nullable=False),
+    Column("target", LargeBinary, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("schedule_id", _UUID, nullable=False),
+    Column("occurrence", Integer, nullable=False),
+    Column("recurrence", JSONB),
+    Column("condition", Text, nullable=False),
+    Column("expires_at", _INSTANT),
+    Column("run_id", _UUID),
+    Column("timeline", Text),
+    Column("timeline_version", Integer),
+    Column("step", Text),
+    Column("decided_at", _INSTANT),
+    Column("note", Text),
+    Index("timer_firing_order", "shard", "fire_at", "id"),
+    Index("timer_entity", "tenant", "entity"),
+    postgresql_with={"fillfactor": "90"},
+)
+
+tombstone = Table(
+    "tombstone",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("entity", Text, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True),
+    Column("shard", Integer, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("ids", JSONB, nullable=False),
+    Column("timeline", Text, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
+    Index("tombstone_shard", "shard", "origin", "sequence"),
+)
+
+facts = Table(
+    "facts",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("entity", Text, primary_key=True),
+    Column("shard", Integer, nullable=False),
+    Column("facts", JSONB, nullable=False),
+    Column("changed_at", _INSTANT, nullable=False, server_default=_NOW),
+)
+
+timeline = Table(
+    "timeline",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("description", Text, nullable=False),
+    Column("steps", JSONB, nullable=False),
+    Column("created_at", _INSTANT, nullable=False),
+)

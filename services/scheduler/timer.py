@@ -1,0 +1,107 @@
+"""Timers: durable future events of entities, and their place in a shard's firing order. Pure."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from typing import NamedTuple
+from uuid import UUID
+
+from services.scheduler.recurrence import Recurrence
+
+INTERNAL_PREFIX = "carillon:"
+"""Entities of timers that services set for themselves; callers cannot use it."""
+
+
+class Mark(NamedTuple):
+    """A place in a shard's firing order: timers fire in `(at, id)` order (INV-5)."""
+
+    at: datetime
+    id: UUID
+
+
+BEGINNING = Mark(datetime(1970, 1, 1, tzinfo=UTC), UUID(int=0))
+"""The watermark of a shard that has never fired."""
+
+_TICK = timedelta(microseconds=1)  # Postgres's resolution.
+
+
+class State(IntEnum):
+    """What is stored of a timer's state; numbers as in scheduler.v1.TimerState.
+
+    FIRED is never stored: it is `SCHEDULED and mark <= watermark`, so that firing updates no timer row.
+    """
+
+    SCHEDULED = 1
+    PAUSED = 2
+    FIRED = 3
+    SKIPPED = 4
+    CANCELLED = 5
+    EXPIRED = 6
+    DONE = 7
+    FAILED = 8
+
+
+class TargetKind(IntEnum):
+    """What a timer does when it fires; numbers as the fields of link.v1.TimerTarget."""
+
+    NOTIFICATION = 1
+    EVENT = 2
+    CLOSE_WINDOW = 3
+    REQUEST_DUE = 4
+    RETRY_DELIVERY = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOf:
+    """Which step of which started timeline a timer is."""
+
+    run_id: UUID
+    timeline: str
+    version: int
+    step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timer:
+    """A timer as it is stored. `target` is opaque here: a serialized link.v1.TimerTarget of `target_kind`.
+
+    `sequence` orders it against cancels (0: none can overtake it); occurrences and follow-ups inherit it.
+    """
+
+    id: UUID
+    shard: int
+    tenant: str
+    entity: str
+    type: str
+    due_at: datetime
+    fire_at: datetime
+    target_kind: TargetKind
+    target: bytes
+    sequence: int
+    schedule_id: UUID
+    occurrence: int = 0
+    recurrence: Recurrence | None = None
+    condition: str = ""
+    expires_at: datetime | None = None
+    step_of: StepOf | None = None
+    state: State = State.SCHEDULED
+    decided_at: datetime | None = None
+    note: str | None = None
+
+    @property
+    def mark(self) -> Mark:
+        """Its place in the firing order."""
+        return Mark(self.fire_at, self.id)
+
+
+def fire_time(due_at: datetime, watermark: Mark) -> datetime:
+    """When a timer that arrives now takes its turn: when due, or just after the watermark where it came late."""
+    return due_at if due_at > watermark.at else watermark.at + _TICK
+
+
+def origin_of(entity: str) -> str:
+    """Whose sequence numbers the commands of an entity carry: "" for callers' (intake), else the kind of internal entity.
+
+    Sequences of different services are not comparable; each entity only ever sees one service's.
+    """
+    return entity.split(":", 2)[1] if entity.startswith(INTERNAL_PREFIX) else ""

@@ -1,0 +1,77 @@
+"""The client's channel: credentials on every shape of call, and retries only where repeating is harmless."""
+
+from typing import Any
+
+import grpc
+from google.protobuf.wrappers_pb2 import StringValue
+
+from libs.errors import Unavailable
+from libs.rpc import tenant_of
+from libs.rpc_client import refusal_of
+from tests.integration.rpc_probe import SERVICE
+from tests.integration.test_rpc_server import refused, running
+
+
+class FailingOnce:
+    """A behaviour that is unavailable for the first call only."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def __call__(self, request: StringValue, _context: Any) -> StringValue:
+        self.calls += 1
+        if self.calls == 1:
+            raise Unavailable("Starting.")
+        return request
+
+
+async def say_tenant(_request: StringValue, context: Any) -> StringValue:
+    """Answer the caller's tenant."""
+    return StringValue(value=tenant_of(context))
+
+
+async def test_credentials_go_with_every_shape_of_call() -> None:
+    """Unary and streams alike."""
+    async with running(tenant="acme") as rpc:
+        rpc.probe.behave = say_tenant
+        assert (await rpc.stub.Say(StringValue())).value == "acme"
+        assert [one.value async for one in rpc.stub.SayThrice(StringValue())] == ["acme"] * 3
+        assert [one.value async for one in rpc.stub.SayEach(iter([StringValue()] * 2))] == ["acme"] * 2
+
+
+async def test_an_unavailable_call_is_not_repeated_by_itself() -> None:
+    """It may have been seen; only the caller knows whether repeating is harmless."""
+    async with running() as rpc:
+        rpc.probe.behave = FailingOnce()
+        assert (await refused(rpc.stub.Say(StringValue()))).code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_unavailable_call_is_repeated_where_the_caller_says_so() -> None:
+    """By service, or by service and method."""
+    for name in (SERVICE, f"{SERVICE}/Say"):
+        async with running(retried=[name]) as rpc:
+            rpc.probe.behave = behave = FailingOnce()
+            assert (await rpc.stub.Say(StringValue(value="again"))).value == "again"
+            assert behave.calls == 2
+
+
+async def test_a_token_that_changes_is_asked_for_each_call() -> None:
+    """Kubernetes replaces service-account tokens in their file."""
+    asked: list[str] = []
+
+    def token() -> str:
+        asked.append("asked")
+        return "any"
+
+    async with running(token=token) as rpc:
+        await rpc.stub.Say(StringValue())
+        await rpc.stub.Say(StringValue())
+    assert asked == ["asked", "asked"]
+
+
+async def test_an_error_without_details_reads_as_empty() -> None:
+    """Such as gRPC's own, for a method that is not there."""
+    async with running() as rpc:
+        unknown: Any = rpc.channel.unary_unary("/nowhere.Service/Method")
+        refusal = refusal_of(await refused(unknown(b"")))
+        assert (refusal.reason, refusal.violations, refusal.retry_after) == ("", (), None)

@@ -1,0 +1,5 @@
+"""A service that works."""
+
+from tests.support.standin import main
+
+main("gong")
