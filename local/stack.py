@@ -282,8 +282,10 @@ class Stack:
         ours = {
             "CARILLON_AUTH_MODE": "none",
             "CARILLON_TEST_CLOCK": "on" if self._is_test_clock else "off",
-            "CARILLON_SMTP_HOST": HOST,
-            "CARILLON_SMTP_PORT": str(self._mailbox_smtp_port),
+            "CARILLON_DISPATCHER_SMTP_HOST": HOST,
+            "CARILLON_DISPATCHER_SMTP_PORT": str(self._mailbox_smtp_port),
+            "CARILLON_DISPATCHER_SMTP_TLS": "none",
+            "CARILLON_DISPATCHER_WEBHOOK_ALLOW_PRIVATE": "on",  # The mailbox is on loopback.
             "PYTHONUNBUFFERED": "1",
         }
         if self.postgres is not None:

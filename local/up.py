@@ -62,7 +62,7 @@ def _options() -> argparse.Namespace:
 def _table(stack: Stack) -> Table:
     table = Table(title="Carillon is up", title_justify="left", title_style="bold")
     for column in ("what", "address", "health and metrics"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for service in SERVICES:
         for (name, number), replica in stack.replicas.items():
             if name == service:

@@ -30,6 +30,10 @@ from libs.telemetry import traces
 
 log = logging.getLogger(__name__)
 
+# For those who may not know the stubs.
+Receipt = link_pb2.Receipt
+EntryResult = link_pb2.EntryResult
+
 MAX_DELIVERIES = 5
 ACK_WAIT = timedelta(seconds=30)
 MAX_ACK_PENDING = 4_096

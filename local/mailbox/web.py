@@ -1,6 +1,7 @@
 """The page, the JSON interface and the webhook sink. Nothing a mail contains runs: strict CSP, sandboxed frame."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ class Pages:
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
         )
+        self._templates.filters["pretty"] = lambda body: json.dumps(body, indent=2, ensure_ascii=False)
 
     def application(self) -> web.Application:
         """All routes."""

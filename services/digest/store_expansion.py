@@ -11,12 +11,13 @@ Matching: directly told subscribers by their subscriptions without a topic, a to
 specific type wins, exact before the longest prefix; without any, those told directly get the type's default.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
 from libs.errors import Unavailable
 from libs.postgres import Transaction, copy_rows
+from libs.recurrence import BadRule
 from services.digest.boundaries import Boundaries, LocalRule
 from services.digest.catalog import ItemState, WindowKind
 from services.digest.commands import Expanded, Notification, Verdict, WindowTimer
@@ -83,9 +84,7 @@ _DECIDE = """
             SELECT FROM matched m WHERE m.tenant = t.tenant AND m.id = t.id AND m.topic = t.topic)
     ), settled AS (
         SELECT c.tenant, c.id, c.subscriber, c.unheard, c.format, c.style, a.occurred_at, a.is_known, a.is_expired, a.is_cancelled,
-            CASE
-                WHEN c.cadence = 'off' AND a.is_mandatory AND a.default_cadence = 'off' THEN 'immediate'
-                WHEN c.cadence = '' OR c.cadence = 'off' AND a.is_mandatory THEN a.default_cadence
+            CASE WHEN c.cadence = '' OR c.cadence = 'off' AND a.is_mandatory THEN a.default_cadence
                 ELSE c.cadence END AS cadence,
             CASE c.channel WHEN '' THEN a.default_channel ELSE c.channel END AS channel
         FROM chosen c JOIN arrived a ON a.tenant = c.tenant AND a.id = c.id
@@ -150,6 +149,11 @@ _SETTLE = """
 _SPANS = """
     SELECT rule, zone, min(occurred_at), max(occurred_at) FROM expansion WHERE state = 1 AND kind = 2 GROUP BY rule, zone"""
 
+# A rule without a next time: refused when it is put, but zones and years do end.
+_GIVE_UP = """
+    UPDATE expansion SET state = 4, reason = 'cadence_over'
+    WHERE state = 1 AND kind = 2 AND (rule, zone) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"""
+
 _PUT_BOUNDARIES = """
     INSERT INTO boundary SELECT * FROM unnest(%s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[])"""
 
@@ -210,13 +214,14 @@ async def expand(
     # prepare=False: a plan kept from a frame of one notification would be a bad one for a frame of a thousand.
     keys = {"tenants": [one.tenant for one in fresh], "ids": [one.id for one in fresh], "now": now}
     await tx.raw.execute(_DECIDE, keys, prepare=False)
+    await _put_boundaries(tx, now=now, boundaries=boundaries)
     verdicts = await _count(tx)
     if any(one.is_alone and one.state is ItemState.PENDING for one in verdicts):
         await tx.raw.execute(_OPEN_ALONE, {"now": now}, prepare=False)
     if any(one.is_alone or one.state is not ItemState.PENDING for one in verdicts):
         await tx.raw.execute(_SETTLE, {"now": now}, prepare=False)
     waiting = sum(count for one, count in verdicts.items() if one.state is ItemState.PENDING and not one.is_alone)
-    timers = await _fill_windows(tx, waiting, now=now, boundaries=boundaries)
+    timers = await _fill_windows(tx, waiting, now=now)
     return Expanded(timers=timers, verdicts=verdicts)
 
 
@@ -250,13 +255,9 @@ async def _count(tx: Transaction) -> Counter[Verdict]:
     )
 
 
-async def _fill_windows(
-    tx: Transaction, waiting: int, *, now: datetime, boundaries: Boundaries
-) -> list[WindowTimer]:
+async def _fill_windows(tx: Transaction, waiting: int, *, now: datetime) -> list[WindowTimer]:
     """Put what waits into open windows, opening those that are missing; returns the timers of new ones."""
     timers: list[WindowTimer] = []
-    if waiting:
-        await _put_boundaries(tx, now=now, boundaries=boundaries)
     for _ in range(_ROUNDS):
         if not waiting:
             return timers
@@ -268,15 +269,21 @@ async def _fill_windows(
 
 
 async def _put_boundaries(tx: Transaction, *, now: datetime, boundaries: Boundaries) -> None:
-    columns: defaultdict[str, list[object]] = defaultdict(list)
+    """Compute the windows' ends, which SQL cannot, for all rules and zones of this expansion."""
+    known: list[tuple[str, str, datetime, datetime]] = []
+    over: list[tuple[str, str]] = []
     for rule, zone, first, last in await (await tx.raw.execute(_SPANS)).fetchall():
-        for interval in boundaries.covering(local_rule(rule, zone), first, last, now):
-            columns["rule"].append(rule)
-            columns["zone"].append(zone)
-            columns["start"].append(interval.start)
-            columns["end"].append(interval.end)
-    if columns:
-        await tx.raw.execute(_PUT_BOUNDARIES, (columns["rule"], columns["zone"], columns["start"], columns["end"]))
+        try:
+            intervals = boundaries.covering(local_rule(rule, zone), first, last, now)
+        except BadRule:
+            intervals = []
+        known += [(rule, zone, one.start, one.end) for one in intervals]
+        if not intervals or intervals[-1].end <= now:
+            over.append((rule, zone))
+    if known:
+        await tx.raw.execute(_PUT_BOUNDARIES, tuple(map(list, zip(*known, strict=True))))
+    if over:
+        await tx.raw.execute(_GIVE_UP, tuple(map(list, zip(*over, strict=True))))
 
 
 def local_rule(rule: str, zone: str) -> LocalRule:

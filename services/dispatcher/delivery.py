@@ -115,14 +115,14 @@ class Letter:
     signed_at: datetime
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Sent:
     """The other side took it over."""
 
     reply: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Retryable:
     """It did not work now and may later. `is_in_doubt`: the other side may have taken it all the same."""
 
@@ -132,7 +132,7 @@ class Retryable:
     is_in_doubt: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Permanent:
     """It will never work as it is."""
 

@@ -12,9 +12,9 @@ Locks are taken in the order queue, then delivery, then attempt. Whoever claims 
 rows that another transaction of the same attempt could want.
 """
 
-from sqlalchemy import Column, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
+from sqlalchemy import Boolean, Column, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
 from sqlalchemy.dialects.postgresql import TIMESTAMP, UUID
-from sqlalchemy.schema import CreateSequence, Sequence
+from sqlalchemy.schema import Sequence
 
 from libs.links.schema import add_link_tables
 
@@ -32,6 +32,8 @@ delivery = Table(
     Column("subscriber", Text, nullable=False),
     Column("channel", Text, nullable=False),
     Column("address", Text, nullable=False),
+    Column("lane", Text, nullable=False),
+    Column("destination", Text, nullable=False),
     Column("subject", Text, nullable=False),
     Column("html", Text, nullable=False),
     Column("text", Text, nullable=False),
@@ -81,7 +83,7 @@ attempt = Table(
     Column("number", Integer, primary_key=True),
     Column("started_at", _INSTANT, nullable=False),
     Column("ended_at", _INSTANT),
-    Column("is_sent", SmallInteger, nullable=False, server_default=text("0")),
+    Column("is_sent", Boolean, nullable=False, server_default=text("false")),
     Column("reply", Text, nullable=False, server_default=text("''")),
     Column("reason", Text, nullable=False, server_default=text("''")),
     postgresql_with=_HOT,
@@ -92,7 +94,7 @@ suppression = Table(
     metadata,
     Column("tenant", Text, primary_key=True),
     Column("channel", Text, primary_key=True),
-    Column("address", Text, primary_key=True),  # As canonical_address gives it.
+    Column("address", Text, primary_key=True),  # E-mail addresses in lower case.
     Column("reason", Text, nullable=False),
     Column("created_at", _INSTANT, nullable=False),
 )
@@ -112,4 +114,3 @@ Index("idempotency_key_by_age", idempotency_key.c.stored_at)
 add_link_tables(metadata)
 
 command_seq = Sequence("command_seq", metadata=metadata)
-create_command_seq = CreateSequence(command_seq)

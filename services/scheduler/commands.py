@@ -111,7 +111,7 @@ class Needs:
     newest_timelines: set[tuple[str, str]] = field(default_factory=set)
     timelines: set[tuple[str, str, int]] = field(default_factory=set)
     ids: set[UUID] = field(default_factory=set)
-    runs: set[tuple[str, str, UUID]] = field(default_factory=set)
+    runs: set[UUID] = field(default_factory=set)
 
     def __ior__(self, other: "Needs") -> "Needs":
         """Add what another shard needs."""

@@ -17,12 +17,10 @@ from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
-from carillon.link.v1 import link_pb2
-
 from libs.clock import Clock
 from libs.links.frames import Addressed, OutgoingFrame
 from libs.links.inbox import keep_results
-from libs.links.receiver import IncomingFrame, Message, PoisonFrame, Settlement, receipts_of
+from libs.links.receiver import EntryResult, IncomingFrame, Message, PoisonFrame, Receipt, Settlement, receipts_of
 from libs.links.sender import Sender
 from libs.postgres import Database, Transaction, is_transient
 from services.scheduler import metrics
@@ -48,7 +46,7 @@ class Codec(Protocol):
 
     def commands_of(self, incoming: IncomingFrame) -> list[Command]: ...
     def addressed(self, fired: Iterable[Timer]) -> list[Addressed]: ...
-    def results_of(self, outcomes: Sequence[Outcome]) -> Mapping[UUID, Sequence[link_pb2.EntryResult]]: ...
+    def results_of(self, outcomes: Sequence[Outcome]) -> Mapping[UUID, Sequence[EntryResult]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +66,7 @@ class Committed:
     frames: list[OutgoingFrame]
     settled: list[IncomingFrame]
     fresh: list[IncomingFrame]
-    receipts: dict[UUID, link_pb2.Receipt]
+    receipts: dict[UUID, Receipt]
     has_more: bool
 
 
@@ -185,7 +183,7 @@ class Engine:
                 return bool(self._mailbox)
             try:
                 committed = await self._commit_turn(shards, ours)
-            except Exception as err:  # Outermost frame of a turn: everything of it is undone, and done again.
+            except Exception as err:  # noqa: BLE001 - outermost frame of a turn: everything of it is undone, and done again.
                 await self._on_failure(shards, ours, err)
                 return True
         await self._after_commit(committed)

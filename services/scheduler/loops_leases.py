@@ -7,8 +7,8 @@ States of a shard, as one replica sees it:
           └───────── released (rendezvous says another's; we leave) ◀───────────────────────┤
           └───────── lost (fenced, turn failed, lease not renewed in time) ◀────────────────┘
 
-What protects the data is the epoch in every transaction, not this loop. What this loop protects is time: no shard should
-be without an owner for longer than a lease, and none should change hands without need.
+What protects the data is the epoch in every transaction, not this loop. What this loop protects is time: no shard
+should be without an owner for longer than a lease, and none should change hands without need.
 """
 
 import asyncio
@@ -155,8 +155,8 @@ class Leases:
             self._known_members = situation.members
             if is_new_here:
                 await self._nudge()  # The others should give us our share now, not at their next beat.
-        held_by_others = [left for shard, left in situation.lease_ends_in.items() if shard in wanted and left.days >= 0]
-        return until_next_beat(self._ttl, [left for left in held_by_others if left])
+        awaited = [left for shard, left in situation.lease_ends_in.items() if shard in wanted and left > timedelta(0)]
+        return until_next_beat(self._ttl, awaited)
 
     async def _take_free(self, wanted: Collection[int], situation: Situation) -> None:
         missing = set(wanted) - self._engine.epochs.keys()
@@ -193,6 +193,10 @@ class Leases:
         """Graceful handover: finish the turn, give everything back, tell the others."""
         held = self._engine.epochs
         await self._drop(held)
-        await self._store.release(held, is_leaving=True)
+        try:
+            await self._store.release(held, is_leaving=True)
+        except Unavailable as err:
+            log.warning("Could not give the shards back; their leases run out.", extra={"error": str(err)})
+            return
         await self._nudge()
         log.info("Gave back all shards.", extra={"shards": len(held)})

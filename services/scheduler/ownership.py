@@ -1,11 +1,11 @@
 """Who should hold which shard, and how long a lease may be trusted. Pure.
 
-Which replica wants a shard is rendezvous hashing (Thaler & Ravishankar 1998) over the live members: each (replica, shard)
+Which replica wants a shard is rendezvous hashing (Thaler & Ravishankar 1998) over the live members: each pair
 has a weight, the highest wins. A replica that joins or leaves moves only its own share, and all come to the same answer
 without talking.
 
-Nothing here decides who *may* change a shard: that is the epoch in Postgres (INV-3). A wrong view of the members costs a
-moment without an owner, never two of them.
+Nothing here decides who *may* change a shard: that is the epoch in Postgres (INV-3). A wrong view of the members costs
+a moment without an owner, never two of them.
 """
 
 from collections.abc import Collection, Sequence

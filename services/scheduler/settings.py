@@ -29,8 +29,8 @@ class SchedulerSettings(Group):
         32_768,
         ge=64,
         le=10_000_000,
-        description="Timers one replica reads ahead over all its shards; up to twice as many are in memory (about 1 KiB "
-        "each). The rest waits in Postgres.",
+        description="Timers one replica reads ahead over all its shards; up to twice as many are in memory (about "
+        "1 KiB each). The rest waits in Postgres.",
     )
     turn_timers: int = Field(
         2_000,

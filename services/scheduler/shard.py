@@ -5,10 +5,10 @@ One turn of a shard:
     commands, pages, due timers ──▶ needs ──▶ (the store reads) ──▶ handle, fire ──▶ changes ──▶ (the store commits)
 
 What is authoritative is the `timer` table and the shard's watermark; the wheel is a copy of the nearest timers. Its
-contents are complete up to the *horizon*: the mark of the last timer that was read (None: all there are). A timer beyond
+contents are complete up to the *horizon*: the mark of the last timer that was read (None: all there are). One beyond
 the horizon stays in the table until a page brings it in, so memory is bounded whatever is due (INV-9).
 
-A turn changes the actor before its transaction commits. When the commit fails, or nobody knows whether it did, the actor
+A turn changes the actor before its transaction commits. When the commit fails, or nobody knows whether it did, it
 is thrown away and built anew from Postgres: there is no undo to get wrong.
 
 Guarantees kept here: INV-2 (the watermark and what fired are one change), INV-4 (tombstones and cancels before firing),
@@ -106,7 +106,7 @@ class Shard:
                         needs.ids.add(command.id)
                 case StartTimeline():
                     needs.newest_timelines.add((command.tenant, command.timeline))
-                    needs.runs.add((command.tenant, command.entity, command.run_id))
+                    needs.runs.add(command.run_id)
                     if self._may_be_buried(command):
                         needs.tombstones.add(command.key)
                 case CancelTimers():
@@ -260,8 +260,8 @@ class Shard:
         if timer.sequence == 0:
             return None
         key = (timer.tenant, timer.entity)
-        new = (one for one in self._changes.tombstones if (one.tenant, one.entity) == key)
-        for tombstone in (*known.tombstones.get(key, ()), *new):
+        new = [one for one in self._changes.tombstones if (one.tenant, one.entity) == key]
+        for tombstone in [*known.tombstones.get(key, []), *new]:
             if timer.sequence < tombstone.sequence and _selects(tombstone.selection, timer):
                 return tombstone
         return None

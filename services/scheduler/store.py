@@ -13,8 +13,8 @@ from psycopg.types.json import Jsonb
 
 from libs.postgres import Transaction, copy_rows
 from services.scheduler.commands import Changes, Entity, Known, Needs, Selection, Tombstone
-from services.scheduler.store_rows import COLUMNS, SELECT, TYPES, row_of, timer_of
-from services.scheduler.timelines import Timeline, steps_from_json
+from services.scheduler.store_rows import COLUMNS, SELECT, TYPES, row_of, timeline_of, timer_of
+from services.scheduler.timelines import Timeline
 from services.scheduler.timer import Mark, State, Timer, origin_of
 
 _SCHEDULED = int(State.SCHEDULED)
@@ -30,7 +30,7 @@ _PAGES = f"""
     SELECT page.* FROM unnest(%s::int[], %s::timestamptz[], %s::uuid[]) AS asked (shard, after_at, after_id),
     LATERAL ({SELECT} WHERE timer.shard = asked.shard AND (timer.fire_at, timer.id) > (asked.after_at, asked.after_id)
         AND timer.state = {_SCHEDULED} ORDER BY timer.fire_at, timer.id LIMIT %s) AS page
-    ORDER BY page.shard, page.fire_at, page.id"""
+    ORDER BY page.shard, page.fire_at, page.id"""  # noqa: S608 - constants of this package.
 
 
 class TurnStore:
@@ -90,17 +90,9 @@ class TurnStore:
 
     async def _existing(self, tx: Transaction, needs: Needs) -> set[UUID]:
         cursor = await tx.raw.execute(
-            "SELECT id FROM timer WHERE id = ANY(%s) UNION SELECT schedule_id FROM timer WHERE schedule_id = ANY(%s)"
-            " AND id = ANY(%s) UNION SELECT run_id FROM timer JOIN unnest(%s::text[], %s::text[], %s::uuid[])"
-            " AS asked (tenant, entity, run_id) USING (tenant, entity, run_id)",
-            (
-                list(needs.ids),
-                list(needs.ids),
-                list(needs.ids),
-                [run[0] for run in needs.runs],
-                [run[1] for run in needs.runs],
-                [run[2] for run in needs.runs],
-            ),
+            "SELECT id FROM timer WHERE id = ANY(%(ids)s) UNION SELECT run_id FROM timer WHERE run_id = ANY(%(runs)s)"
+            " UNION SELECT schedule_id FROM timer WHERE schedule_id = ANY(%(ids)s) AND schedule_id <> id",
+            {"ids": list(needs.ids), "runs": list(needs.runs)},
         )
         return {row[0] for row in await cursor.fetchall()}
 
@@ -125,7 +117,7 @@ class TurnStore:
             " ORDER BY tenant, name, version DESC",
             _columns(names),
         )
-        return {(row[0], row[1]): _timeline_of(row[1:]) for row in await cursor.fetchall()}
+        return {(row[0], row[1]): timeline_of(row[1:]) for row in await cursor.fetchall()}
 
     async def _versions(
         self, tx: Transaction, wanted: set[tuple[str, str, int]]
@@ -138,7 +130,7 @@ class TurnStore:
                 ([one[0] for one in missing], [one[1] for one in missing], [one[2] for one in missing]),
             )
             for row in await cursor.fetchall():
-                self._timelines[(row[0], row[1], row[2])] = _timeline_of(row[1:])
+                self._timelines[(row[0], row[1], row[2])] = timeline_of(row[1:])
         return {one: self._timelines[one] for one in wanted}
 
     async def write(self, tx: Transaction, changes: Sequence[Changes], now: datetime) -> None:
@@ -211,14 +203,3 @@ class TurnStore:
 def _columns(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
     pairs = list(pairs)
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-
-def _timeline_of(row: Sequence[object]) -> Timeline:
-    name, version, description, steps, created_at = row
-    return Timeline(
-        name=name,
-        version=version,
-        description=description,
-        steps=steps_from_json(steps),
-        created_at=created_at,
-    )

@@ -73,7 +73,7 @@ class LeaseStore:
                 " WHERE holder IS NULL OR holder <> %s OR lease_until < clock_timestamp()",
                 (self._replica,),
             )
-            lease_ends_in = {shard: left for shard, left in await cursor.fetchall()}
+            lease_ends_in: dict[int, timedelta] = dict(await cursor.fetchall())
         return Situation(renewed=renewed, members=members, lease_ends_in=lease_ends_in)
 
     async def take(self, shards: Collection[int]) -> list[Grant]:

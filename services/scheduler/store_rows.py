@@ -1,10 +1,12 @@
 """Between timers and their rows."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from services.scheduler.recurrence import Recurrence
+from services.scheduler.timelines import Timeline, steps_from_json
 from services.scheduler.timer import State, StepOf, TargetKind, Timer
 
 COLUMNS = (
@@ -17,7 +19,15 @@ TYPES = (
     *("uuid", "int4", "jsonb", "text", "timestamptz", "uuid", "text"),
     *("int4", "text", "timestamptz", "text"),
 )
-SELECT = "SELECT " + ", ".join(f"timer.{column}" for column in COLUMNS) + " FROM timer"
+SELECT = f"SELECT {', '.join(f'timer.{column}' for column in COLUMNS)} FROM timer"  # noqa: S608
+
+
+def timeline_of(row: Sequence[Any]) -> Timeline:
+    """The timeline in (name, version, description, steps, created_at)."""
+    name, version, description, steps, created_at = row
+    return Timeline(
+        name=name, version=version, description=description, steps=steps_from_json(steps), created_at=created_at
+    )
 
 
 def row_of(timer: Timer) -> tuple[object, ...]:
@@ -49,13 +59,13 @@ def row_of(timer: Timer) -> tuple[object, ...]:
     )
 
 
-def timer_of(row: tuple[Any, ...]) -> Timer:
-    """The timer in a row selected by SELECT."""
+def timer_of(row: tuple[Any, ...], *, has_fired: bool = False) -> Timer:
+    """The timer in a row selected by SELECT; `has_fired` says that it is behind its shard's watermark."""
     values = dict(zip(COLUMNS, row, strict=True))
     run_id, timeline, version, step = (values.pop(name) for name in ("run_id", "timeline", "timeline_version", "step"))
-    recurrence = values.pop("recurrence")
+    recurrence, state = values.pop("recurrence"), State(values.pop("state"))
     return Timer(
-        state=State(values.pop("state")),
+        state=State.FIRED if has_fired else state,
         target_kind=TargetKind(values.pop("target_kind")),
         recurrence=Recurrence.from_json(recurrence) if recurrence else None,
         step_of=StepOf(run_id=run_id, timeline=timeline, version=version, step=step) if run_id else None,

@@ -1,6 +1,7 @@
-"""The scheduler's tables. Every statement that touches timers names the shard first: shards may live on other servers.
+"""The scheduler's tables.
 
-Nothing that changes is indexed, so that updates stay heap-only (HOT): cancelling or recording a verdict touches one page.
+A turn's statements touch its own shards' rows only, so that shards may live on other servers one day. Nothing that
+changes is indexed, so that updates stay heap-only (HOT): cancelling or recording a verdict touches one page.
 """
 
 from sqlalchemy import (
@@ -29,7 +30,7 @@ _NOW = text("clock_timestamp()")
 
 Sequence("command_seq", metadata=metadata)
 
-# One row per shard, for ever; `holder`, `lease_until` and `epoch` are who may change it, `watermark_*` how far it fired.
+# One row per shard, for ever: `holder`, `lease_until` and `epoch` are who may change it, `watermark_*` how far it is.
 shard = Table(
     "shard",
     metadata,
@@ -77,6 +78,9 @@ timer = Table(
     Column("note", Text),
     Index("timer_firing_order", "shard", "fire_at", "id"),
     Index("timer_entity", "tenant", "entity"),
+    # One-shot timers, the great majority, are in neither.
+    Index("timer_schedule", "schedule_id", postgresql_where=text("schedule_id <> id")),
+    Index("timer_run", "run_id", postgresql_where=text("run_id IS NOT NULL")),
     postgresql_with={"fillfactor": "90"},
 )
 

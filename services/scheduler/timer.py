@@ -100,7 +100,7 @@ def fire_time(due_at: datetime, watermark: Mark) -> datetime:
 
 
 def origin_of(entity: str) -> str:
-    """Whose sequence numbers the commands of an entity carry: "" for callers' (intake), else the kind of internal entity.
+    """Whose sequence numbers an entity's commands carry: "" for callers' (intake), else the kind of internal entity.
 
     Sequences of different services are not comparable; each entity only ever sees one service's.
     """

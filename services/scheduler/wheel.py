@@ -62,7 +62,7 @@ class Wheel:
             self._drop(slot, timer_id)
 
     def take_due(self, now: datetime, limit: int) -> list[Timer]:
-        """Take out timers with `fire_at <= now` in firing order, at most `limit`; the rest of them stays first in line."""
+        """Take out timers with `fire_at <= now` in firing order, at most `limit`; the others stay first in line."""
         self._advance(_tick(now))
         count = 0
         for timer in self._ready:
@@ -90,7 +90,7 @@ class Wheel:
         return min(timer.fire_at for slot in self._occupied_slots() for timer in self._slots[slot].values())
 
     def cut(self, keep: int) -> Mark | None:
-        """Drop all but the first `keep` timers; returns the mark of the last one kept, None when nothing was dropped."""
+        """Drop all but the first `keep` timers; returns the last kept one's mark, None when nothing was dropped."""
         if len(self._ids) <= keep:
             return None
         everything = sorted([*self._ready, *(timer for slot in self._slots for timer in slot.values())], key=_by_mark)

@@ -242,6 +242,22 @@ def test_a_mail_is_kept_and_shown(mailbox: tuple[int, str]) -> None:
     assert _get(f"{page}/mails/999999")[0] == 404
 
 
+def test_any_content_is_kept_as_it_was(mailbox: tuple[int, str]) -> None:
+    """Lines with dots, no body at all, two mails over one connection; a line that no server would take is refused."""
+    smtp_port, page = mailbox
+    bodies = ["a\r\n.b\r\n..\r\nsee you.\r\n.c", ".\r\n", "no end of line", ""]
+    with smtplib.SMTP(HOST, smtp_port) as smtp:
+        for body in bodies:
+            smtp.sendmail("a@x.test", ["dots@x.test"], f"Subject: =?utf-8?q?=E2=99=AA?=\r\n\r\n{body}")
+        with pytest.raises(smtplib.SMTPDataError):
+            smtp.sendmail("a@x.test", ["dots@x.test"], "Subject: x\r\n\r\n" + "x" * 999)
+        assert smtp.noop()[0] == 250
+    mails = _json(f"{page}/api/mails?to=dots@")["mails"]
+    assert [mail["subject"] for mail in mails] == ["♪"] * 4
+    kept = [_get(f"{page}/mails/{mail['id']}.eml")[1].partition("\r\n\r\n")[2] for mail in mails]
+    assert [body.removesuffix("\r\n") for body in kept] == [body.removesuffix("\r\n") for body in bodies]
+
+
 def test_recipients_can_be_searched_and_paged(mailbox: tuple[int, str]) -> None:
     """Newest first on the page, oldest first in JSON, nothing shown twice."""
     smtp_port, page = mailbox
@@ -283,4 +299,5 @@ def test_webhooks_are_kept_counted_and_shown(mailbox: tuple[int, str]) -> None:
     assert _json(f"{page}/api/counts")["hooks"] == {"bells": 2}
     shown = _get(f"{page}/hooks/bells")[1]
     assert "<c>" not in shown
+    assert "&lt;c&gt;" in shown
     assert "answered 503" in shown

@@ -1,0 +1,66 @@
+"""Knows when nothing more will happen by itself: one statement over all four schemas says that all is done.
+
+Why one statement is enough. Every piece of work is, at every moment, written down in at least one of these places:
+
+- in the outbox of the service that hands it on: inserted in the transaction of the state change that caused it, and
+  deleted only after the receiver has committed its effects;
+- as a timer that is due and that its shard's watermark has not passed;
+- as a window that is closing, that is, not rendered and handed on yet (what is sent alone has a window of its own);
+- in the dispatcher's queue, from its arrival until its outcome is in the outbox.
+
+A hand-over writes the new place before (or in the same transaction as) it deletes the old one. So in a single snapshot,
+which is what one READ COMMITTED statement sees, no work can be between two places, and all of them empty means that
+there is none. Several statements would not do: work could move behind their backs. The caller must have no call under
+way, and the clock must stand still, or new timers come due meanwhile.
+
+A delivery that waits for a retry is at rest: it is a timer that is not due yet.
+"""
+
+import asyncio
+import time
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+_POLL_S = 0.003
+_PATIENCE_S = 120.0
+
+_UNDONE = """
+    SELECT (SELECT count(*) FROM intake.outbox) AS intake_outbox,
+           (SELECT count(*) FROM scheduler.outbox) AS scheduler_outbox,
+           (SELECT count(*) FROM digest.outbox) AS digest_outbox,
+           (SELECT count(*) FROM dispatcher.outbox) AS dispatcher_outbox,
+           (SELECT count(*) FROM scheduler.shard, scheduler.timer
+             WHERE timer.shard = shard.shard AND timer.state = 1 AND timer.fire_at <= %(now)s
+               AND (timer.fire_at, timer.id) > (shard.watermark_at, shard.watermark_id)) AS timers_due,
+           (SELECT count(*) FROM digest.digest_window WHERE state = 2) AS windows_closing,
+           (SELECT count(*) FROM dispatcher.queue) AS deliveries_queued"""
+
+
+class NoRest(Exception):
+    """The system did not come to rest in time; says where the work is."""
+
+
+class Rest:
+    """See the module."""
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        self._conn = conn
+        self.waited_s = 0.0
+
+    async def wait(self, now: datetime) -> None:
+        """Return when everything due at `now` has happened, in all services. Raises NoRest after two minutes."""
+        began_s = time.monotonic()
+        while undone := await self._undone(now):
+            if time.monotonic() - began_s > _PATIENCE_S:
+                raise NoRest(f"Not at rest at {now:%Y-%m-%d %H:%M:%S} after {_PATIENCE_S:.0f} s: {undone}")
+            await asyncio.sleep(_POLL_S)
+        self.waited_s += time.monotonic() - began_s
+
+    async def _undone(self, now: datetime) -> dict[str, int]:
+        async with self._conn.cursor(row_factory=dict_row) as cursor:
+            row = await (await cursor.execute(_UNDONE, {"now": now})).fetchone()
+        assert row is not None
+        return {place: count for place, count in row.items() if count}

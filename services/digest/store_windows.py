@@ -1,0 +1,242 @@
+"""What closes windows and empties them: timers, batch triggers, cancels, changes of zone, deleted subscribers.
+
+Locks are taken in one order everywhere, so that nobody waits crosswise: entities (advisory), then windows by id, then
+their items. Whoever changes an item that waits holds its window; so a renderer and a cancel never see half of each other.
+
+Entities' locks: an expansion holds those of its notifications shared, a cancel its own exclusively. So a cancel waits for
+the expansions under way and sees their items, and those that come later see its tombstone (INV-4). They are hashed to a
+few buckets, because a frame may hold a thousand entities and Postgres's lock table is small.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from libs.postgres import Transaction
+from libs.sharding import shard_of
+from services.digest.boundaries import Boundaries
+from services.digest.commands import Cancel, Cancelled, Close, Notification, Outcome, Trigger, Triggered, WindowTimer
+from services.digest.store_expansion import local_rule
+
+_BUCKETS = 64
+_LOCK_CLASS = 0x0C41  # Ours among the advisory locks of this database.
+
+_LOCK = """
+    SELECT CASE WHEN is_exclusive THEN pg_advisory_xact_lock(%s, bucket)::text
+        ELSE pg_advisory_xact_lock_shared(%s, bucket)::text END
+    FROM unnest(%s::int[], %s::boolean[]) AS wanted (bucket, is_exclusive)"""
+
+_MATCHING = """
+    SELECT c.number, i.tenant, i.notification_id, i.subscriber, i.choice, i.state, i.window_id
+    FROM unnest(%(tenants)s::text[], %(entities)s::text[], %(types)s::text[], %(timers)s::text[], %(timelines)s::text[],
+        %(sequences)s::bigint[]) WITH ORDINALITY AS c (tenant, entity, type, timer_ids, timeline, sequence, number)
+    JOIN notification n ON n.tenant = c.tenant AND n.entity = c.entity AND n.entity <> ''
+        AND n.sequence < c.sequence AND c.type IN ('', n.type, n.timer_type) AND c.timeline IN ('', n.timeline)
+        AND (c.timer_ids = '{}' OR n.timer_id = ANY (c.timer_ids::uuid[]))
+    JOIN item i ON i.tenant = n.tenant AND i.notification_id = n.id"""
+
+_LOCK_MATCHING = f"""
+    SELECT FROM digest_window w
+    WHERE (w.tenant, w.id) IN (SELECT tenant, window_id FROM ({_MATCHING}) AS m WHERE state = 1) AND w.state < 3
+    ORDER BY w.id FOR NO KEY UPDATE"""
+
+_CANCEL = f"""
+    WITH matching AS MATERIALIZED ({_MATCHING}), gone AS (
+        UPDATE item i SET state = 5, changed_at = %(now)s
+        FROM (SELECT DISTINCT tenant, notification_id, subscriber, choice FROM matching WHERE state = 1) AS m
+        WHERE i.tenant = m.tenant AND i.notification_id = m.notification_id AND i.subscriber = m.subscriber
+        AND i.choice = m.choice AND i.state = 1
+        RETURNING i.tenant, i.notification_id, i.subscriber, i.choice)
+    SELECT number,
+        count(*) FILTER (WHERE state = 1 AND is_first AND EXISTS (
+            SELECT FROM gone g WHERE g.tenant = m.tenant AND g.notification_id = m.notification_id
+            AND g.subscriber = m.subscriber AND g.choice = m.choice)),
+        count(*) FILTER (WHERE state IN (2, 3))
+    FROM (SELECT *, number = min(number) OVER (PARTITION BY tenant, notification_id, subscriber, choice) AS is_first
+        FROM matching) AS m
+    GROUP BY number"""
+
+_BURY = """
+    INSERT INTO tombstone (tenant, entity, type, timer_ids, timeline, sequence)
+    SELECT tenant, entity, type, timer_ids::uuid[], timeline, sequence
+    FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[])
+        AS c (tenant, entity, type, timer_ids, timeline, sequence)"""
+
+_CLOSE = """
+    WITH due AS MATERIALIZED (
+        SELECT w.tenant, w.id
+        FROM digest_window w JOIN unnest(%s::text[], %s::uuid[], %s::timestamptz[]) AS c (tenant, id, due_at)
+            ON w.tenant = c.tenant AND w.id = c.id
+        WHERE w.state = 1 AND w.due_at <= c.due_at ORDER BY w.id FOR NO KEY UPDATE OF w)
+    UPDATE digest_window w SET state = 2 FROM due WHERE w.tenant = due.tenant AND w.id = due.id"""
+
+_TRIGGER = """
+    WITH due AS MATERIALIZED (
+        SELECT tenant, id FROM digest_window
+        WHERE tenant = %(tenant)s AND batch = %(batch)s AND batch <> '' AND state = 1 AND opened_at <= %(end)s
+        ORDER BY id FOR NO KEY UPDATE
+    ), closing AS (
+        UPDATE digest_window w SET state = 2 FROM due WHERE w.tenant = due.tenant AND w.id = due.id AND w.state = 1
+        RETURNING 1)
+    UPDATE batch_run SET windows = (SELECT count(*) FROM closing)
+    WHERE tenant = %(tenant)s AND batch = %(batch)s AND window_end_at = %(end)s
+    RETURNING windows"""
+
+_OPEN_ALIGNED = """
+    SELECT w.id, w.subscriber, w.cadence, w.channel, w.format, w.style, w.rule, w.due_at
+    FROM digest_window w
+    WHERE w.tenant = %s AND w.subscriber = ANY (%s) AND w.state = 1 AND w.kind = 2 ORDER BY w.id FOR NO KEY UPDATE"""
+
+# Away first, because the unique index is checked row by row: a window may move to where another one is about to leave.
+_LEAVE = """
+    UPDATE digest_window w SET slot_at = timestamptz 'epoch' + m.number * interval '1 microsecond'
+    FROM unnest(%s::uuid[]) WITH ORDINALITY AS m (id, number) WHERE w.tenant = %s AND w.id = m.id"""
+_ARRIVE = """
+    UPDATE digest_window w SET slot_at = m.due_at, due_at = m.due_at
+    FROM unnest(%s::uuid[], %s::timestamptz[]) AS m (id, due_at) WHERE w.tenant = %s AND w.id = m.id"""
+
+_SUPPRESS = """
+    UPDATE item SET state = 4, reason = 'subscriber_deleted', changed_at = %(now)s
+    WHERE tenant = %(tenant)s AND state = 1 AND window_id IN (
+        SELECT id FROM digest_window WHERE tenant = %(tenant)s AND subscriber = %(subscriber)s AND state < 3
+        ORDER BY id FOR NO KEY UPDATE)"""
+
+
+async def lock_entities(tx: Transaction, notifications: Sequence[Notification], cancels: Sequence[Cancel]) -> None:
+    """Take the entities' locks for this transaction: shared for notifications, exclusive for cancels."""
+    modes = {_bucket(one.tenant, one.entity): False for one in notifications if one.entity}
+    modes |= {_bucket(one.tenant, one.entity): True for one in cancels}
+    if modes:
+        wanted = sorted(modes)
+        await tx.raw.execute(_LOCK, (_LOCK_CLASS, _LOCK_CLASS, wanted, [modes[bucket] for bucket in wanted]))
+
+
+def _bucket(tenant: str, entity: str) -> int:
+    return shard_of(tenant, entity, _BUCKETS)
+
+
+async def cancel(tx: Transaction, cancels: Sequence[Cancel], *, now: datetime) -> list[Cancelled]:
+    """Take matching items out of windows and leave tombstones (INV-4); one answer per cancel, in order.
+
+    An item that several cancels match counts for the first. The caller holds their entities' locks.
+    """
+    arrays = {
+        "tenants": [one.tenant for one in cancels],
+        "entities": [one.entity for one in cancels],
+        "types": [one.type for one in cancels],
+        "timers": ["{" + ",".join(map(str, one.timer_ids)) + "}" for one in cancels],
+        "timelines": [one.timeline for one in cancels],
+        "sequences": [one.sequence for one in cancels],
+    }
+    await tx.raw.execute(_BURY, tuple(arrays.values()))
+    await tx.raw.execute(_LOCK_MATCHING, arrays)
+    rows = await (await tx.raw.execute(_CANCEL, arrays | {"now": now})).fetchall()
+    hits = {number: Cancelled(items=items, already_left=left) for number, items, left in rows}
+    return [hits.get(number, Cancelled()) for number in range(1, len(cancels) + 1)]
+
+
+async def close(tx: Transaction, closes: Sequence[Close]) -> int:
+    """Begin to close windows whose timers have fired; those closed before, or moved to a later time, are left alone."""
+    cursor = await tx.raw.execute(
+        _CLOSE, ([one.tenant for one in closes], [one.window_id for one in closes], [one.due_at for one in closes])
+    )
+    return cursor.rowcount
+
+
+async def trigger(tx: Transaction, run: Trigger, *, now: datetime) -> Triggered:
+    """Begin to close a batch's windows, once per (batch, end of the logical window)."""
+    cursor = await tx.raw.execute(
+        "INSERT INTO batch_run (tenant, batch, window_end_at, window_start_at, ran_at, windows)"
+        " VALUES (%s, %s, %s, %s, %s, 0) ON CONFLICT DO NOTHING",
+        (run.tenant, run.batch, run.end_at, run.start_at, now),
+    )
+    if not cursor.rowcount:
+        return Triggered(is_repeated=True)
+    cursor = await tx.raw.execute(_TRIGGER, {"tenant": run.tenant, "batch": run.batch, "end": run.end_at})
+    row = await cursor.fetchone()
+    assert row is not None
+    return Triggered(windows=row[0])
+
+
+async def record_outcomes(tx: Transaction, outcomes: Sequence[Outcome]) -> None:
+    """Keep what the dispatcher says became of deliveries; for one delivery the last one counts."""
+    latest = {(one.tenant, one.digest_id, one.delivery_id): one for one in outcomes}
+    rows = [latest[key] for key in sorted(latest)]
+    await tx.raw.execute(
+        "UPDATE delivery d SET outcome = o.outcome, reason = o.reason, ended_at = o.ended_at"
+        " FROM unnest(%s::text[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::timestamptz[])"
+        " AS o (tenant, digest_id, id, outcome, reason, ended_at)"
+        " WHERE d.tenant = o.tenant AND d.digest_id = o.digest_id AND d.id = o.id"
+        " AND (d.ended_at IS NULL OR o.ended_at >= d.ended_at)",
+        (
+            *([one.tenant for one in rows], [one.digest_id for one in rows], [one.delivery_id for one in rows]),
+            *([one.outcome for one in rows], [one.reason for one in rows], [one.ended_at for one in rows]),
+        ),
+    )
+
+
+async def move_windows(
+    tx: Transaction, tenant: str, zones: Mapping[str, str], *, now: datetime, boundaries: Boundaries
+) -> list[WindowTimer]:
+    """Move subscribers' open aligned windows to the next boundary in their new zones; returns the timers to ask for.
+
+    `zones` maps subscribers to zones. Windows with a zone of their own stay. Windows that fall together become one.
+    """
+    rows = await (await tx.raw.execute(_OPEN_ALIGNED, (tenant, list(zones)))).fetchall()
+    kept: dict[tuple[object, ...], UUID] = {}
+    moved: dict[UUID, datetime] = {}
+    merged: dict[UUID, UUID] = {}
+    for window_id, *key, rule, due in sorted(rows, key=lambda row: row[6] != ""):  # Those that stay come first.
+        if rule:
+            due = boundaries.after(local_rule(rule, zones[key[0]]), now) or due
+        if (*key, due) in kept:
+            merged[window_id] = kept[*key, due]
+            continue
+        kept[*key, due] = window_id
+        if rule:
+            moved[window_id] = due
+    await _merge(tx, tenant, merged, now=now)
+    await _move(tx, tenant, moved)
+    return [WindowTimer(tenant=tenant, window_id=window_id, due_at=due) for window_id, due in moved.items()]
+
+
+async def _merge(tx: Transaction, tenant: str, merged: Mapping[UUID, UUID], *, now: datetime) -> None:
+    if not merged:
+        return
+    await tx.raw.execute(
+        "UPDATE item i SET window_id = m.target FROM unnest(%s::uuid[], %s::uuid[]) AS m (source, target)"
+        " WHERE i.window_id = m.source AND i.tenant = %s",
+        (list(merged), list(merged.values()), tenant),
+    )
+    await tx.raw.execute(
+        "UPDATE digest_window SET state = 3, closed_at = %s WHERE tenant = %s AND id = ANY (%s)", (now, tenant, list(merged))
+    )
+
+
+async def _move(tx: Transaction, tenant: str, moved: Mapping[UUID, datetime]) -> None:
+    if moved:
+        await tx.raw.execute(_LEAVE, (list(moved), tenant))
+        await tx.raw.execute(_ARRIVE, (list(moved), list(moved.values()), tenant))
+
+
+async def suppress_subscriber(tx: Transaction, tenant: str, subscriber: str, *, now: datetime) -> int:
+    """Suppress what waits for a subscriber who is being deleted; its windows close empty in their time."""
+    cursor = await tx.raw.execute(_SUPPRESS, {"tenant": tenant, "subscriber": subscriber, "now": now})
+    return cursor.rowcount
+
+
+async def forget_tombstones(tx: Transaction, retention: timedelta, *, limit: int) -> int:
+    """Delete at most `limit` tombstones older than any frame that could still come; returns how many."""
+    cursor = await tx.raw.execute(
+        "DELETE FROM tombstone WHERE id IN (SELECT id FROM tombstone WHERE recorded_at < clock_timestamp() - %s"
+        " ORDER BY id LIMIT %s)",
+        (retention, limit),
+    )
+    return cursor.rowcount
+
+
+async def next_sequence(tx: Transaction) -> int:
+    """The number of what this transaction sends."""
+    row = await (await tx.raw.execute("SELECT nextval('command_seq')")).fetchone()
+    assert row is not None
+    return int(row[0])

@@ -1,0 +1,357 @@
+"""The sending loop: claim, send, record; and what keeps claims alive and the tables short.
+
+    claim   one transaction: lock what is due, let the pipeline decide, commit the intent to send
+    send    everything claimed at once, in tasks of its own; bounded by `Room` before it is claimed
+    record  one transaction for what has finished meanwhile: states, outcomes to digest, retry timers to the scheduler
+
+What a crash leaves behind is in the queue with a claim that runs out; the next claim finds it in doubt. A graceful stop
+(cancellation) claims no more, gives back what was claimed and not begun, waits for what is being sent and records it:
+then nothing is in doubt.
+
+Easy to get wrong: `wake` is set *before* the commit that brings new work, because only the receiver knows when that
+is; so after a wake the loop looks again in short, doubling steps before it goes back to its slow poll.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+from uuid import UUID
+
+from libs.clock import Clock
+from libs.errors import Unavailable
+from libs.links.frames import OutgoingFrame
+from libs.postgres import Database, Transaction
+from services.dispatcher import metrics
+from services.dispatcher.delivery import Channel, Reason, Result, Retryable, Sent, State, lane_of
+from services.dispatcher.pipeline import Candidate, Policy, Settlement, conclude, judge
+from services.dispatcher.addresses import destination_of
+from services.dispatcher.room import Room
+from services.dispatcher.settings import DispatchSettings
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, UUID]
+
+_FIRST_LOOK_S = 0.002
+_RETRY_S = 0.25
+_RECORD_SETTLEMENTS = 500
+_HOUSEKEEPING_S = 5.0
+_KEY_RETENTION = timedelta(days=7)
+_FORGET_KEYS = 10_000
+
+
+class Queue(Protocol):
+    """What the loop needs of the store."""
+
+    async def claimable(self, tx: Transaction, places: Mapping[str, int], full: Sequence[str]) -> list[Candidate]: ...
+    async def claim(
+        self, tx: Transaction, candidates: Sequence[Candidate], *, by: str, claim_time: timedelta, now: datetime
+    ) -> None: ...
+    async def settle(self, tx: Transaction, settlements: Sequence[Settlement]) -> set[Key]: ...
+    async def renew(self, tx: Transaction, candidates: Sequence[Candidate], *, claim_time: timedelta) -> None: ...
+    async def give_back(self, tx: Transaction, candidates: Sequence[Candidate]) -> None: ...
+    async def backlog(self, tx: Transaction) -> dict[str, tuple[int, float]]: ...
+
+
+class Outcomes(Protocol):
+    """What the loop needs of the stream."""
+
+    async def insert(self, tx: Transaction, settlements: Sequence[Settlement]) -> Sequence[OutgoingFrame]: ...
+    def publish(self, frames: Sequence[OutgoingFrame]) -> None: ...
+
+
+class Keys(Protocol):
+    """What housekeeping needs of the store."""
+
+    async def forget(self, tx: Transaction, *, older_than: timedelta, limit: int) -> int: ...
+
+
+class SendingLoop:
+    """Sends what is due, in one process; any number of processes share the queue."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        queue: Queue,
+        outcomes: Outcomes,
+        channels: Mapping[str, Channel],
+        policy: Policy,
+        room: Room,
+        settings: DispatchSettings,
+        replica: str,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._queue = queue
+        self._outcomes = outcomes
+        self._channels = channels
+        self._policy = policy
+        self._room = room
+        self._settings = settings
+        self._replica = replica
+        self._draw = draw
+        self._wake = asyncio.Event()
+        self._is_stopping = False
+        self._under_way: dict[Key, Candidate] = {}
+        self._sends: set[asyncio.Task[None]] = set()
+        self._finished: asyncio.Queue[Settlement] = asyncio.Queue()
+
+    def wake(self) -> None:
+        """There may be something to send, now or as soon as the transaction that says so has committed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Send until cancelled; then finish, within `drain_timeout`, what was begun."""
+        tasks = [asyncio.create_task(work) for work in (self._claim_loop(), self._record_loop(), self._renew_loop())]
+        try:
+            await _first_failure(tasks)
+        except asyncio.CancelledError:
+            await self._drain(claiming=tasks[0])
+            raise
+        finally:
+            for task in (*tasks, *self._sends):
+                task.cancel()
+            await asyncio.gather(*tasks, *self._sends, return_exceptions=True)
+            for channel in self._channels.values():
+                await channel.close()
+
+    async def _drain(self, *, claiming: asyncio.Task[None]) -> None:
+        self._is_stopping = True
+        self._wake.set()
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout.total_seconds()):
+                await claiming  # Ends by itself, with what it claimed last given back.
+                while self._under_way:
+                    self._wake.clear()
+                    await self._wake.wait()
+        except TimeoutError:
+            log.warning("Some attempts did not end in time; they are in doubt.", extra={"count": len(self._under_way)})
+
+    # Claiming
+
+    async def _claim_loop(self) -> None:
+        look_s = _FIRST_LOOK_S
+        while not self._is_stopping:
+            if self._wake.is_set():
+                self._wake.clear()
+                look_s = _FIRST_LOOK_S
+            if await self._attempt("claim deliveries", self.claim_once()):
+                look_s = _FIRST_LOOK_S
+                continue
+            try:
+                async with asyncio.timeout(look_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                look_s = min(look_s * 2, self._settings.poll_interval.total_seconds())
+
+    async def claim_once(self) -> int:
+        """Claim what is due and start sending it; returns how many deliveries were sent off, or settled unsent."""
+        places = self._places()
+        if not places:
+            return 0
+        letters: list[Candidate] = []
+        try:
+            async with self._db.transaction() as tx:
+                candidates = await self._queue.claimable(tx, places, self._room.full_destinations())
+                if not candidates:
+                    return 0
+                now = self._clock.now()
+                settlements, letters = self._decide(candidates, now)
+                claim_time = self._settings.claim_time
+                await self._queue.claim(tx, letters, by=self._replica, claim_time=claim_time, now=now)
+                decided, frames = await self._settle(tx, settlements)
+        except BaseException:
+            self._leave(letters)
+            raise
+        self._outcomes.publish(frames)
+        _count_ends(decided)
+        _count_doubts(letters, decided)
+        await self._start(letters)
+        return len(letters) + len(settlements)
+
+    def _places(self) -> dict[str, int]:
+        """How many to claim per lane, in all at most `claim_deliveries`."""
+        left = self._settings.claim_deliveries
+        places: dict[str, int] = {}
+        for lane, free in self._room.free().items():
+            places[lane] = min(free, left)
+            left -= places[lane]
+        return {lane: count for lane, count in places.items() if count}
+
+    def _decide(self, candidates: Sequence[Candidate], now: datetime) -> tuple[list[Settlement], list[Candidate]]:
+        """What ends unsent, and what is sent now; what finds no place stays queued and is in neither."""
+        settlements: list[Settlement] = []
+        letters: list[Candidate] = []
+        for one in candidates:
+            settlement = judge(one, self._policy, now)
+            if settlement is not None:
+                settlements.append(settlement)
+            elif self._room.take(*_place_of(one)):
+                letters.append(one)
+        return settlements, letters
+
+    async def _start(self, letters: Sequence[Candidate]) -> None:
+        if self._is_stopping:
+            await self._attempt("give claims back", self._give_back(letters))
+            self._leave(letters)
+            return
+        for one in letters:
+            self._under_way[one.delivery.key] = one
+            task = asyncio.create_task(self._send(one))
+            self._sends.add(task)
+            task.add_done_callback(self._sends.discard)
+        metrics.UNDER_WAY.set(len(self._under_way))
+
+    async def _give_back(self, letters: Sequence[Candidate]) -> None:
+        async with self._db.transaction() as tx:
+            await self._queue.give_back(tx, letters)
+
+    def _leave(self, letters: Sequence[Candidate]) -> None:
+        for one in letters:
+            self._room.leave(*_place_of(one))
+
+    # Sending
+
+    async def _send(self, candidate: Candidate) -> None:
+        channel = candidate.delivery.channel
+        with metrics.ATTEMPT_SECONDS.labels(channel).time():
+            result = await self._result(candidate)
+        reason = metrics.SENT if isinstance(result, Sent) else result.reason.value
+        metrics.ATTEMPTS.labels(channel, reason).inc()
+        if isinstance(result, Retryable) and result.is_in_doubt:
+            metrics.IN_DOUBT.labels(channel, metrics.REPLY_LOST).inc()
+        settlement = conclude(candidate, result, self._policy, self._clock.now(), draw=self._draw())
+        self._finished.put_nowait(settlement)
+
+    async def _result(self, candidate: Candidate) -> Result:
+        try:
+            return await self._channels[candidate.delivery.channel].send(candidate.letter)
+        except Exception as error:  # Outermost frame of one attempt: a bug in a channel must not stop the others.
+            log.exception("A channel failed unexpectedly.", extra={"delivery_id": str(candidate.delivery.id)})
+            return Retryable(Reason.INTERNAL_ERROR, type(error).__name__, is_in_doubt=True)
+
+    # Recording
+
+    async def _record_loop(self) -> None:
+        while True:
+            batch = [await self._finished.get()]
+            await asyncio.sleep(self._settings.record_linger.total_seconds())
+            while len(batch) < _RECORD_SETTLEMENTS and not self._finished.empty():
+                batch.append(self._finished.get_nowait())
+            while await self._attempt("record attempts", self.record_once(batch)) is None:
+                pass
+            for one in batch:
+                self._room.leave(*_place_of(self._under_way.pop((one.tenant, one.delivery_id))))
+            metrics.UNDER_WAY.set(len(self._under_way))
+            self._wake.set()
+
+    async def record_once(self, settlements: Sequence[Settlement]) -> int:
+        """Record what became of attempts; returns how many were still this process's to decide."""
+        async with self._db.transaction() as tx:
+            decided, frames = await self._settle(tx, settlements)
+        self._outcomes.publish(frames)
+        _count_ends(decided)
+        metrics.LOST_CLAIMS.inc(len(settlements) - len(decided))
+        return len(decided)
+
+    async def _settle(
+        self, tx: Transaction, settlements: Sequence[Settlement]
+    ) -> tuple[list[Settlement], Sequence[OutgoingFrame]]:
+        """Those that were ours to decide, and the frames that tell of them."""
+        if not settlements:
+            return [], []
+        ours = await self._queue.settle(tx, settlements)
+        decided = [one for one in settlements if one.key in ours]
+        return decided, await self._outcomes.insert(tx, decided)
+
+    # Keeping claims
+
+    async def _renew_loop(self) -> None:
+        """Renew what has been under way for a third of its claim; most attempts end long before."""
+        interval_s = self._settings.claim_time.total_seconds() / 3
+        seen: set[Key] = set()
+        while True:
+            await asyncio.sleep(interval_s)
+            slow = [one for key, one in self._under_way.items() if key in seen]
+            seen = set(self._under_way)
+            if slow:
+                await self._attempt("renew claims", self._renew(slow))
+
+    async def _renew(self, slow: Sequence[Candidate]) -> None:
+        async with self._db.transaction() as tx:
+            await self._queue.renew(tx, slow, claim_time=self._settings.claim_time)
+
+    async def _attempt(self, what: str, work: Coroutine[Any, Any, Any]) -> Any:
+        """The result of `work`, or None after a passing failure, which is waited out."""
+        try:
+            return await work
+        except Unavailable as error:
+            log.warning("Could not %s; trying again.", what, extra={"error": str(error)})
+            await asyncio.sleep(_RETRY_S)
+            return None
+
+
+class Housekeeping:
+    """Measures the queue and forgets old idempotency keys, in any replica."""
+
+    def __init__(self, *, db: Database, queue: Queue, keys: Keys, lanes: Sequence[str]) -> None:
+        self._db = db
+        self._queue = queue
+        self._keys = keys
+        self._lanes = lanes
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self.run_once()
+            except Unavailable as error:
+                log.warning("Could not keep house; trying again.", extra={"error": str(error)})
+            await asyncio.sleep(_HOUSEKEEPING_S)
+
+    async def run_once(self) -> None:
+        """Measure, then forget."""
+        async with self._db.read() as tx:
+            backlog = await self._queue.backlog(tx)
+        for lane in self._lanes:
+            metrics.QUEUED.labels(lane).set(backlog.get(lane, (0, 0.0))[0])
+        metrics.OLDEST_QUEUED_SECONDS.set(max((oldest_s for _, oldest_s in backlog.values()), default=0.0))
+        async with self._db.transaction() as tx:
+            await self._keys.forget(tx, older_than=_KEY_RETENTION, limit=_FORGET_KEYS)
+
+
+def _place_of(candidate: Candidate) -> tuple[str, str]:
+    delivery = candidate.delivery
+    return lane_of(delivery.channel), destination_of(delivery.channel, delivery.address)
+
+
+def _count_ends(settlements: Sequence[Settlement]) -> None:
+    for one in settlements:
+        channel = metrics.channel_label(one.channel)
+        if one.state is State.RETRYING:
+            metrics.RETRIES.labels(channel).inc()
+        else:
+            metrics.ENDED.labels(channel, one.state.name.lower()).inc()
+
+
+def _count_doubts(letters: Sequence[Candidate], settlements: Sequence[Settlement]) -> None:
+    """What a process left behind that ended without recording: now sent again, or held."""
+    for one in letters:
+        if one.is_in_doubt:
+            metrics.IN_DOUBT.labels(one.delivery.channel, metrics.CRASH).inc()
+    for settlement in settlements:
+        if settlement.number:
+            metrics.IN_DOUBT.labels(metrics.channel_label(settlement.channel), metrics.CRASH).inc()
+
+
+async def _first_failure(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Wait until one of them ends, and raise what it raised."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        await task

@@ -1,0 +1,220 @@
+"""The channel `webhook`: an HTTP POST, signed as Standard Webhooks asks (https://www.standardwebhooks.com), never followed.
+
+Whoever subscribes a webhook chooses where this process connects to. So the address is judged at the last possible
+moment, when the socket is made: whatever the name resolved to, however the number was written, and again for each
+connection, so that a name that changes its mind between looking and leaping gains nothing. Redirects are not followed
+and proxies are not used, because both would connect past that check.
+
+An answer that was lost on the way leaves the attempt in doubt; the receiver recognises the second copy by its webhook-id.
+"""
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from standardwebhooks.webhooks import Webhook
+
+from libs.errors import SettingsError
+from services.dispatcher.addresses import is_public
+from services.dispatcher.delivery import Letter, Permanent, Reason, Result, Retryable, Sent, clean_reply
+from services.dispatcher.settings import WebhookSettings
+
+USER_AGENT = "Carillon-Webhook/1"
+MAX_BODY_READ = 4_096
+
+# What a receiver will not take back by itself. Other 4xx come from receivers that are being deployed, behind a gateway
+# that is being set up, or before a secret has been exchanged, and are tried again.
+_NEVER = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 451, 501, 505})
+_LATER = frozenset({408, 425, 429, 503})
+
+
+class ForbiddenAddress(OSError):
+    """The name leads into a network that webhooks may not reach."""
+
+
+class WebhookChannel:
+    """Webhooks over a pool of connections."""
+
+    def __init__(self, settings: WebhookSettings, *, connections: int) -> None:
+        """`connections` bounds the pool; SettingsError when a file cannot be used."""
+        self._settings = settings
+        self._keys = SigningKeys(settings.secret_file)
+        self._keys.current()
+        self._connections = connections
+        self._context = ssl.create_default_context(cafile=settings.ca_file)
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def is_signing(self) -> bool:
+        """Whether there is anything to sign with."""
+        return bool(self._keys.current())
+
+    async def send(self, letter: Letter) -> Result:
+        """See Channel."""
+        delivery = letter.delivery
+        if not delivery.json:
+            return Permanent(Reason.CONTENT_EMPTY, "there is no JSON to post")
+        session = self._session or self._open()
+        try:
+            async with session.post(
+                delivery.address,
+                data=delivery.json.encode(),
+                headers=headers_of(letter, self._keys.current()),
+                allow_redirects=False,
+            ) as response:
+                return await _read(response, letter.signed_at)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            return failure(error)
+
+    async def close(self) -> None:
+        """See Channel."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        settings = self._settings
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._connections,
+                ssl=self._context,
+                keepalive_timeout=settings.connection_idle.total_seconds(),
+                socket_factory=None if settings.allow_private else public_socket,
+            ),
+            timeout=aiohttp.ClientTimeout(
+                total=settings.timeout.total_seconds(), connect=settings.connect_timeout.total_seconds()
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,  # A short answer must not unfold into a long one.
+            headers={"User-Agent": USER_AGENT, "Content-Type": "application/json", "Accept-Encoding": "identity"},
+        )
+        return self._session
+
+
+class SigningKeys:
+    """The secrets in a file, one a line; every one of them signs. Read again when the file changes."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._version: tuple[int, int] | None = None
+        self._keys: tuple[Webhook, ...] = ()
+
+    def current(self) -> tuple[Webhook, ...]:
+        """The keys as they are now; a file that has become unusable leaves the ones before in use.
+
+        Raises SettingsError when there never was a usable one.
+        """
+        if self._path is None:
+            return ()
+        try:
+            found = self._path.stat()  # Two microseconds; webhooks cost a hundred times that.
+            version = (found.st_mtime_ns, found.st_ino)
+            if version != self._version:
+                lines = [line.strip() for line in self._path.read_text().splitlines()]
+                keys = tuple(Webhook(line) for line in lines if line and not line.startswith("#"))
+                if not keys:
+                    raise ValueError("it holds no secret")
+                self._keys, self._version = keys, version
+        except (OSError, ValueError, RuntimeError) as error:
+            if not self._keys:
+                variable = WebhookSettings.variable_of("secret_file")
+                raise SettingsError(f"{variable}: {self._path} cannot be used: {type(error).__name__}.") from error
+        return self._keys
+
+
+def headers_of(letter: Letter, keys: tuple[Webhook, ...]) -> dict[str, str]:
+    """What goes with the body: the delivery's id, the same in every copy, and one signature per key."""
+    delivery = letter.delivery
+    webhook_id = str(delivery.id)
+    headers = {
+        "webhook-id": webhook_id,
+        "webhook-timestamp": str(int(letter.signed_at.timestamp())),
+        "X-Carillon-Delivery": str(delivery.id),
+        "X-Carillon-Digest": str(delivery.digest_id),
+    }
+    if keys:
+        headers["webhook-signature"] = " ".join(key.sign(webhook_id, letter.signed_at, delivery.json) for key in keys)
+    return headers
+
+
+def public_socket(address: tuple[Any, ...]) -> socket.socket:
+    """A socket for an address of getaddrinfo's form; raises ForbiddenAddress unless it is on the public internet."""
+    family, kind, protocol, _, where = address
+    if not is_public(where[0]):
+        # The same words for every address of a name: then this error survives when all of them failed.
+        raise ForbiddenAddress(errno.EACCES, "it leads to a private or reserved address")
+    return socket.socket(family=family, type=kind, proto=protocol)
+
+
+def outcome(status: int, headers: Mapping[str, str], body: str, *, now: datetime) -> Result:
+    """What an answer means; `now` is the instant that a Retry-After date is compared with where there is no Date."""
+    reply = clean_reply(f"{status} {body}")
+    if 200 <= status < 300:
+        return Sent(reply)
+    if 300 <= status < 400:
+        return Permanent(Reason.REDIRECTED, reply)
+    if status == 410:
+        return Permanent(Reason.GONE, reply)
+    if status in _NEVER:
+        return Permanent(Reason.REJECTED, reply)
+    retry_after = parse_retry_after(headers, now=now)
+    if status == 429:
+        return Retryable(Reason.RATE_LIMITED, reply, retry_after)
+    if status in (401, 403):
+        return Retryable(Reason.AUTH_FAILED, reply, retry_after)
+    is_server = status >= 500 and status not in _LATER
+    return Retryable(Reason.SERVER_ERROR if is_server else Reason.DEFERRED, reply, retry_after)
+
+
+def parse_retry_after(headers: Mapping[str, str], *, now: datetime) -> timedelta | None:
+    """Retry-After as a wait (RFC 9110 §10.2.3), never negative; None when absent or not to be understood."""
+    value = headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return timedelta(seconds=min(int(value[:10]), 10**9))
+    try:
+        until = parsedate_to_datetime(value)
+        # The receiver's own clock, where it tells: ours may differ, and under the test clock it does by years.
+        since = parsedate_to_datetime(headers["Date"]) if "Date" in headers else now
+        return max(until - since, timedelta(0))
+    except (ValueError, TypeError):
+        return None
+
+
+def failure(error: Exception) -> Result:
+    """Why there is no answer. In doubt once the request may have been read: neither refused nor never connected."""
+    reply = clean_reply(str(error) or type(error).__name__)
+    match error:
+        case aiohttp.ClientConnectorError() if isinstance(error.os_error, ForbiddenAddress):
+            return Permanent(Reason.DESTINATION_FORBIDDEN, "it leads to a private or reserved address")
+        case aiohttp.ClientSSLError():
+            return Retryable(Reason.TLS_FAILED, reply)
+        case aiohttp.ClientConnectorError(os_error=ConnectionRefusedError()):
+            return Retryable(Reason.REFUSED, reply)
+        case aiohttp.ClientConnectorError():
+            return Retryable(Reason.UNREACHABLE, reply)
+        case aiohttp.ConnectionTimeoutError():
+            return Retryable(Reason.TIMEOUT, reply)
+        case aiohttp.InvalidURL() | ValueError():
+            return Permanent(Reason.ADDRESS_INVALID, reply)
+        case TimeoutError():
+            return Retryable(Reason.TIMEOUT, "no answer in time", is_in_doubt=True)
+        case _:
+            return Retryable(Reason.DISCONNECTED, reply, is_in_doubt=True)
+
+
+async def _read(response: aiohttp.ClientResponse, now: datetime) -> Result:
+    """The status decides; as much of the body as is worth keeping is read, and an error there changes nothing."""
+    body = b""
+    try:
+        body = await response.content.read(MAX_BODY_READ)
+    except (aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError):
+        response.close()
+    if not response.content.at_eof():
+        response.close()  # Reading on would cost more than a new connection.
+    return outcome(response.status, response.headers, body.decode("utf-8", "replace"), now=now)

@@ -1,0 +1,310 @@
+"""From what callers send to entries: one function per batch, each item checked and turned into what goes out.
+
+Everything here is decided from the request and `now` alone. What needs the database (requests, responses) is in
+rpc_requests.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+from carillon.intake.v1 import intake_pb2
+from carillon.scheduler.v1 import timer_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.errors import FieldViolation, Violations
+from libs.ids import derived_id, new_id
+from libs.links.frames import Addressed
+from libs.wire import to_timestamp
+from services.intake import rpc_checks as checks
+from services.intake.errors import Code, Refusal
+from services.intake.payloads import MAX_FACTS_BYTES
+from services.intake.rpc_answers import BatchAnswer, CancelAnswer, TriggerAnswer, refusal_of
+
+MAX_ITEMS = 1_000
+MAX_PAST = timedelta(days=30)
+MAX_AHEAD = timedelta(minutes=5)
+MAX_CAUSE = 512
+
+EVENTS_LATER = Refusal(
+    code=Code.UNIMPLEMENTED,
+    reason="UNIMPLEMENTED",
+    message="event targets are part of the contract and not built yet; use a notification",
+    field="target.event",
+)
+
+
+class Entries(Protocol):
+    """See services.intake.stream_entries."""
+
+    def notification(
+        self,
+        tenant: str,
+        notification_id: UUID,
+        content: timer_pb2.NotificationContent,
+        *,
+        entity: str,
+        occur_time: Timestamp,
+        expire_time: Timestamp | None,
+    ) -> Addressed: ...
+    def timer(
+        self,
+        tenant: str,
+        timer_id: UUID,
+        *,
+        entity: str,
+        type: str,  # noqa: A002
+        due_time: Timestamp | None,
+        recurrence: timer_pb2.Recurrence | None,
+        content: timer_pb2.NotificationContent,
+        condition: timer_pb2.Condition | None,
+        expire_time: Timestamp | None,
+        accept_time: Timestamp,
+    ) -> Addressed: ...
+    def cancel(
+        self,
+        tenant: str,
+        *,
+        entity: str,
+        type: str,  # noqa: A002
+        ids: Sequence[UUID],
+        timeline: str,
+        cause: str,
+    ) -> list[Addressed]: ...
+    def facts(self, tenant: str, *, entity: str, facts: str) -> Addressed: ...
+    def timeline(
+        self, tenant: str, run_id: UUID, *, timeline: str, entity: str, anchor_time: Timestamp
+    ) -> Addressed: ...
+    def trigger(
+        self, tenant: str, *, batch: str, start_time: Timestamp | None, end_time: Timestamp
+    ) -> Addressed: ...
+
+
+def notify(
+    request: intake_pb2.NotifyRequest, *, tenant: str, now: datetime, entries: Entries
+) -> BatchAnswer[intake_pb2.NotifyResponse]:
+    """Notifications."""
+    answer = BatchAnswer(intake_pb2.NotifyResponse(), "notifications")
+    now_us, now_time = checks.microseconds_of(now), to_timestamp(now)
+    for item in request.notifications:
+        found: list[FieldViolation] = []
+        _check_notification(found, item, now_us)
+        if found:
+            answer.refuse(refusal_of(found))
+            continue
+        notification_id = new_id()
+        entry = entries.notification(
+            tenant,
+            notification_id,
+            item.content,
+            entity=item.entity,
+            occur_time=item.occur_time if item.HasField("occur_time") else now_time,
+            expire_time=item.expire_time if item.HasField("expire_time") else None,
+        )
+        answer.accept(notification_id, (entry,))
+    return answer
+
+
+def _check_notification(found: checks.Found, item: intake_pb2.Notification, now_us: int) -> None:
+    checks.check_content(found, "content", item.content)
+    if item.entity:
+        checks.check_entity(found, "entity", item.entity)
+    if item.HasField("occur_time"):
+        least_us, most_us = now_us - _us(MAX_PAST), now_us + _us(MAX_AHEAD)
+        checks.check_instant(found, "occur_time", item.occur_time, least_us=least_us, most_us=most_us)
+    if item.HasField("expire_time"):
+        checks.check_instant(found, "expire_time", item.expire_time, after_us=now_us)
+
+
+def schedule(
+    request: intake_pb2.ScheduleRequest, *, tenant: str, now: datetime, entries: Entries
+) -> BatchAnswer[intake_pb2.ScheduleResponse]:
+    """Schedules, one-shot and recurring."""
+    answer = BatchAnswer(intake_pb2.ScheduleResponse(), "schedules")
+    accept_time = to_timestamp(now)
+    for item in request.schedules:
+        found: list[FieldViolation] = []
+        due_time = _check_schedule(found, item, now)
+        if found:
+            answer.refuse(refusal_of(found))
+            continue
+        if item.target.HasField("event"):
+            answer.refuse(EVENTS_LATER)
+            continue
+        timer_id = new_id()
+        entry = entries.timer(
+            tenant,
+            timer_id,
+            entity=item.entity,
+            type=item.type,
+            due_time=due_time,
+            recurrence=item.recurrence if item.HasField("recurrence") else None,
+            content=item.target.notification,
+            condition=item.condition if item.HasField("condition") else None,
+            expire_time=item.expire_time if item.HasField("expire_time") else None,
+            accept_time=accept_time,
+        )
+        answer.accept(timer_id, (entry,))
+    return answer
+
+
+def _check_schedule(found: checks.Found, item: intake_pb2.Schedule, now: datetime) -> Timestamp | None:
+    """The due time; None for a recurrence, and where something is wrong with it."""
+    checks.check_entity(found, "entity", item.entity)
+    checks.check_timer_type(found, "type", item.type)
+    due_time = _check_when(found, item, now)
+    if item.HasField("expire_time"):
+        after_us = checks.microseconds_of(now)
+        if item.WhichOneof("when") != "recurrence" and due_time is not None:
+            after_us = max(after_us, checks.microseconds(due_time))
+        checks.check_instant(found, "expire_time", item.expire_time, after_us=after_us)
+    if item.HasField("condition"):
+        checks.check_condition(found, "condition", item.condition)
+    _check_target(found, item)
+    return due_time
+
+
+def _check_when(found: checks.Found, item: intake_pb2.Schedule, now: datetime) -> Timestamp | None:
+    match item.WhichOneof("when"):
+        case "at_time":
+            checks.check_instant(found, "at_time", item.at_time)
+            return item.at_time
+        case "after":
+            most = checks.LONGEST_AFTER
+            after = checks.check_duration(found, "after", item.after, least=timedelta(0), most=most)
+            return None if after is None else to_timestamp(now + after)
+        case "recurrence":
+            checks.check_rule(found, "recurrence", item.recurrence, now)
+        case _:
+            found.append(FieldViolation("at_time", "one of at_time, after and recurrence must be given"))
+    return None
+
+
+def _check_target(found: checks.Found, item: intake_pb2.Schedule) -> None:
+    match item.target.WhichOneof("kind"):
+        case "notification":
+            checks.check_content(found, "target.notification", item.target.notification)
+            if item.HasField("retry_policy"):
+                found.append(FieldViolation("retry_policy", "is for event targets only"))
+        case "event":
+            checks.check_event(found, "target.event", item.target.event)
+            if item.HasField("retry_policy"):
+                checks.check_retry_policy(found, "retry_policy", item.retry_policy)
+        case _:
+            found.append(FieldViolation("target", "must have a notification or an event"))
+
+
+def put_facts(
+    request: intake_pb2.PutFactsRequest, *, tenant: str, entries: Entries
+) -> BatchAnswer[intake_pb2.PutFactsResponse]:
+    """Facts."""
+    answer = BatchAnswer(intake_pb2.PutFactsResponse(), "facts")
+    for item in request.facts:
+        found: list[FieldViolation] = []
+        checks.check_entity(found, "entity", item.entity)
+        checks.check_object(found, "facts", item.facts, MAX_FACTS_BYTES)
+        if found:
+            answer.refuse(refusal_of(found))
+        else:
+            answer.accept(None, (entries.facts(tenant, entity=item.entity, facts=item.facts),))
+    return answer
+
+
+def start_timeline(
+    request: intake_pb2.StartTimelineRequest, *, tenant: str, now: datetime, entries: Entries
+) -> BatchAnswer[intake_pb2.StartTimelineResponse]:
+    """Starts of timelines. A run's id follows from what it is, so a second start is the same run."""
+    answer = BatchAnswer(intake_pb2.StartTimelineResponse(), "starts")
+    now_time = to_timestamp(now)
+    for item in request.starts:
+        found: list[FieldViolation] = []
+        checks.check_timeline_name(found, "timeline", item.timeline)
+        checks.check_entity(found, "entity", item.entity)
+        if item.HasField("anchor_time"):
+            checks.check_instant(found, "anchor_time", item.anchor_time)
+        if found:
+            answer.refuse(refusal_of(found))
+            continue
+        anchor_time = item.anchor_time if item.HasField("anchor_time") else now_time
+        anchor_us = checks.microseconds(anchor_time)
+        run_id = derived_id("timeline-run", tenant, item.timeline, item.entity, anchor_us)
+        entry = entries.timeline(
+            tenant, run_id, timeline=item.timeline, entity=item.entity, anchor_time=anchor_time
+        )
+        answer.accept(run_id, (entry,))
+    return answer
+
+
+def cancel(request: intake_pb2.CancelRequest, *, tenant: str, entries: Entries) -> CancelAnswer:
+    """A cancel, by any selector. Raises InvalidArgument."""
+    violations = Violations()
+    found: list[FieldViolation] = []
+    checks.check_optional_text(found, "cause", request.cause, MAX_CAUSE)
+    entity, kind, timeline, ids = "", "", "", list[UUID]()
+    match request.selector.WhichOneof("by"):
+        case "ids":
+            entity = request.selector.ids.entity
+            checks.check_entity(found, "selector.ids.entity", entity)
+            ids = _check_ids(found, request.selector.ids.ids)
+        case "entity":
+            entity, kind = request.selector.entity.entity, request.selector.entity.type
+            checks.check_entity(found, "selector.entity.entity", entity)
+            checks.check_timer_type(found, "selector.entity.type", kind)
+        case "timeline":
+            entity, timeline = request.selector.timeline.entity, request.selector.timeline.timeline
+            checks.check_entity(found, "selector.timeline.entity", entity)
+            checks.check_timeline_name(found, "selector.timeline.timeline", timeline)
+        case _:
+            found.append(FieldViolation("selector", "must have one of ids, entity and timeline"))
+    violations.extend(found)
+    violations.raise_if_any()
+    return CancelAnswer(
+        entries.cancel(tenant, entity=entity, type=kind, ids=ids, timeline=timeline, cause=request.cause)
+    )
+
+
+def _check_ids(found: checks.Found, texts: Sequence[str]) -> list[UUID]:
+    if not 1 <= len(texts) <= MAX_ITEMS:
+        found.append(FieldViolation("selector.ids.ids", f"must have 1-{MAX_ITEMS:,} entries, got {len(texts):,}"))
+        return []
+    ids: list[UUID] = []
+    for index, text in enumerate(texts):
+        one = checks.check_id(found, f"selector.ids.ids[{index}]", text)
+        if one is not None:
+            ids.append(one)
+    return ids
+
+
+def trigger(
+    request: intake_pb2.TriggerBatchRequest, *, tenant: str, now: datetime, entries: Entries
+) -> TriggerAnswer:
+    """A batch's trigger. Raises InvalidArgument."""
+    violations = Violations()
+    found: list[FieldViolation] = []
+    now_us = checks.microseconds_of(now)
+    checks.check_batch_name(found, "batch", request.batch)
+    end_us, end_time = now_us, to_timestamp(now)
+    if request.HasField("window_end_time"):
+        end_time = request.window_end_time
+        end_us = checks.check_instant(found, "window_end_time", end_time, most_us=now_us + _us(MAX_AHEAD))
+    if request.HasField("window_start_time"):
+        start_us = checks.check_instant(found, "window_start_time", request.window_start_time)
+        if start_us >= end_us >= 0:
+            found.append(FieldViolation("window_start_time", "must be before window_end_time"))
+    violations.extend(found)
+    violations.raise_if_any()
+    start_time = request.window_start_time if request.HasField("window_start_time") else None
+    return TriggerAnswer(entries.trigger(tenant, batch=request.batch, start_time=start_time, end_time=end_time))
+
+
+def check_size(count: int, name: str) -> None:
+    """A call has 1 to 1,000 items. Raises InvalidArgument."""
+    violations = Violations()
+    if not 1 <= count <= MAX_ITEMS:
+        violations.add(name, f"must have 1-{MAX_ITEMS:,} entries, got {count:,}")
+    violations.raise_if_any()
+
+
+def _us(duration: timedelta) -> int:
+    return duration // timedelta(microseconds=1)

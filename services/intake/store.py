@@ -1,0 +1,97 @@
+"""Idempotency keys and the sequence of commands, in Postgres.
+
+A key's row is written first in the transaction of its command. A second call with the same key waits at the primary key
+until the first has ended: then it finds the first one's answer, or takes its place when that was rolled back. So ten calls
+at once make one command.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from libs.errors import AlreadyExists, Unavailable
+from libs.postgres import Database, Transaction
+from services.intake.commands import Command
+
+_CLAIM = """
+    WITH claim AS (
+        INSERT INTO idempotency (tenant, key, method, fingerprint)
+        VALUES (%(tenant)s, %(key)s, %(method)s, %(fingerprint)s)
+        ON CONFLICT DO NOTHING RETURNING 1)
+    SELECT nextval('command_seq'), EXISTS (SELECT FROM claim)"""
+
+_PRUNE = """
+    DELETE FROM idempotency WHERE (tenant, key) IN (
+        SELECT tenant, key FROM idempotency WHERE created_at < clock_timestamp() - %(retention)s
+        ORDER BY created_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a command starts with: its sequence, and the answer of the call it repeats, if it repeats one."""
+
+    sequence: int
+    answer: bytes | None = None
+
+
+class CommandStore:
+    """Stateless; every method runs in the transaction it is given, except those that say otherwise."""
+
+    async def claim(self, tx: Transaction, command: Command) -> Claim:
+        """Take the command's idempotency key and a sequence. Raises AlreadyExists when the key had other content."""
+        if not command.key:
+            return Claim(sequence=await self.next_sequence(tx))
+        row = await (
+            await tx.raw.execute(
+                _CLAIM,
+                {
+                    "tenant": command.tenant,
+                    "key": command.key,
+                    "method": command.method,
+                    "fingerprint": command.fingerprint,
+                },
+            )
+        ).fetchone()
+        assert row is not None
+        sequence, is_new = row
+        return Claim(sequence=sequence, answer=None if is_new else await self._kept_answer(tx, command))
+
+    async def _kept_answer(self, tx: Transaction, command: Command) -> bytes:
+        row = await (
+            await tx.raw.execute(
+                "SELECT method, fingerprint, response FROM idempotency WHERE tenant = %s AND key = %s",
+                (command.tenant, command.key),
+            )
+        ).fetchone()
+        if row is None:  # Forgotten between the two statements.
+            raise Unavailable("The idempotency key was just forgotten; try again.", reason="KEY_FORGOTTEN")
+        method, fingerprint, response = row
+        if (method, fingerprint) != (command.method, command.fingerprint):
+            raise AlreadyExists(
+                f"The idempotency key {command.key!r} was used before, by {method}, with other content.",
+                reason="IDEMPOTENCY_KEY_REUSED",
+                metadata={"method": method},
+            )
+        return bytes(response)
+
+    async def next_sequence(self, tx: Transaction) -> int:
+        """The next command's sequence."""
+        row = await (await tx.raw.execute("SELECT nextval('command_seq')")).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    async def keep_answer(self, tx: Transaction, command: Command, answer: bytes) -> None:
+        """Keep the answer under the command's key, in place of the one before."""
+        await tx.raw.execute(
+            "UPDATE idempotency SET response = %s WHERE tenant = %s AND key = %s", (answer, command.tenant, command.key)
+        )
+
+    async def improve_answer(self, db: Database, command: Command, answer: bytes) -> None:
+        """Keep a better answer, in a transaction of its own that need not wait for the disk: losing it loses nothing."""
+        async with db.transaction() as tx:
+            await tx.raw.execute("SET LOCAL synchronous_commit = off")
+            await self.keep_answer(tx, command, answer)
+
+    async def prune(self, tx: Transaction, retention: timedelta, *, limit: int) -> int:
+        """Forget at most `limit` keys older than `retention`; returns how many."""
+        cursor = await tx.raw.execute(_PRUNE, {"retention": retention, "limit": limit})
+        return cursor.rowcount

@@ -1,0 +1,271 @@
+"""Intake's end of the links: commands go out in the transaction that accepts them, requests come back when they are due.
+
+    Acceptance.accept: claim the key and a sequence → prepare → pack → outbox → keep the answer → COMMIT → publish → wait
+
+What a repeated call gets (same idempotency key, same content): the answer of the first call as far as it is known, at
+once. It waits for the first call's commit, but never for receipts: `is_applied` and the counts are those the first call
+was answered with, and stay false and 0 where it had not waited, or ended before they were known.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+from carillon.link.v1 import link_pb2
+from libs.clock import Clock
+from libs.errors import Unavailable
+from libs.links.frames import Addressed, OutgoingFrame, Position
+from libs.links.receiver import Applied, IncomingFrame, PoisonFrame
+from libs.postgres import Database, Transaction
+from libs.telemetry.logs import get_logger
+from services.intake import metrics
+from services.intake.commands import NOTHING, Command, EntryOutcome
+from services.intake.payloads import MAX_ANSWERS_BYTES
+from services.intake.requests import Closing
+from services.intake.stream_entries import Entries
+
+log = get_logger(__name__)
+
+CLOSED_AT_ONCE = 500
+"""Requests closed by one round of statements: bounds what is in memory at 500 × 384 KiB, and is normally under 1 MiB."""
+
+MAX_OUTGOING_BYTES = 64 << 20
+"""Frames that one fetch publishes by itself; the sweeper publishes what is beyond."""
+
+
+class Sender(Protocol):
+    """What is needed of libs.links.sender."""
+
+    def check_room(self, receivers: Sequence[str]) -> None: ...
+    def pack(self, addressed: Sequence[Addressed]) -> tuple[list[OutgoingFrame], list[Position]]: ...
+    async def insert(self, tx: Transaction, frames: Sequence[OutgoingFrame]) -> None: ...
+    def publish(self, frames: Sequence[OutgoingFrame]) -> None: ...
+    async def wait(self, frames: Sequence[OutgoingFrame], timeout: timedelta) -> Mapping[UUID, link_pb2.Receipt]: ...
+
+
+class Claim(Protocol):
+    """See services.intake.store.Claim."""
+
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def answer(self) -> bytes | None: ...
+
+
+class Commands(Protocol):
+    """What accepting needs of the store."""
+
+    async def claim(self, tx: Transaction, command: Command) -> Claim: ...
+    async def keep_answer(self, tx: Transaction, command: Command, answer: bytes) -> None: ...
+    async def improve_answer(self, db: Database, command: Command, answer: bytes) -> None: ...
+
+
+class Sequences(Protocol):
+    """Where sequences come from."""
+
+    async def next_sequence(self, tx: Transaction) -> int: ...
+
+
+class DueRequests(Protocol):
+    """What closing requests needs of the store."""
+
+    async def close_due(
+        self, tx: Transaction, due: Sequence[tuple[str, UUID]], now: datetime, *, answers_bytes: int
+    ) -> list[Closing]: ...
+
+
+class Answer(Protocol):
+    """The answer to a call, in the making."""
+
+    @property
+    def entries(self) -> Sequence[Addressed]:
+        """What goes out because of the call."""
+        ...
+
+    @property
+    def accepted(self) -> int:
+        """How many of the call's items are accepted."""
+        ...
+
+    @property
+    def refused(self) -> int:
+        """How many are not."""
+        ...
+
+    def serialized(self) -> bytes:
+        """As it stands."""
+        ...
+
+    def settle(self, outcomes: Sequence[EntryOutcome], *, is_applied: bool) -> None:
+        """Say what came of the entries, one outcome each; `is_applied` only when all have been applied."""
+        ...
+
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+class _NothingAccepted(Exception):
+    """Rolls the transaction back: nothing is stored, the idempotency key included."""
+
+
+class Acceptance:
+    """Makes commands durable and passes them on."""
+
+    def __init__(self, *, db: Database, sender: Sender, store: Commands) -> None:
+        self._db = db
+        self._sender = sender
+        self._store = store
+
+    async def accept(
+        self, command: Command, prepare: Callable[[Transaction], Awaitable[AnswerT]]
+    ) -> AnswerT | bytes:
+        """Accept a command; returns its answer, or the serialized one of the call that it repeats.
+
+        `prepare` makes the state changes and the entries, in the transaction. Raises ResourceExhausted when a link is
+        full, AlreadyExists when the key had other content, Unavailable when Postgres is away. After the commit nothing
+        raises.
+        """
+        self._sender.check_room(command.receivers)
+        answer: AnswerT | None = None
+        try:
+            async with self._db.transaction() as tx:
+                claim = await self._store.claim(tx, command)
+                if claim.answer is not None:
+                    metrics.REPEATS.labels(command.method).inc()
+                    return claim.answer
+                answer = await prepare(tx)
+                if not answer.entries:
+                    raise _NothingAccepted
+                frames, positions = await self._write(tx, answer.entries, claim.sequence)
+                if command.key:
+                    await self._store.keep_answer(tx, command, answer.serialized())
+        except _NothingAccepted:
+            assert answer is not None
+            answer.settle([], is_applied=True)
+            _count(command, answer)
+            return answer
+        _count(command, answer)
+        if command.timeout is None:
+            self._sender.publish(frames)
+        else:
+            await self._settle(command, answer, frames, positions)
+        return answer
+
+    async def _write(
+        self, tx: Transaction, entries: Sequence[Addressed], sequence: int
+    ) -> tuple[list[OutgoingFrame], list[Position]]:
+        for one in entries:
+            one.entry.sequence = sequence
+        frames, positions = self._sender.pack(entries)
+        await self._sender.insert(tx, frames)
+        return frames, positions
+
+    async def _settle(
+        self, command: Command, answer: Answer, frames: Sequence[OutgoingFrame], positions: Sequence[Position]
+    ) -> None:
+        assert command.timeout is not None
+        receipts = await self._sender.wait(frames, command.timeout)
+        is_applied = all(
+            frame.id in receipts and receipts[frame.id].verdict == link_pb2.FRAME_VERDICT_APPLIED for frame in frames
+        )
+        answer.settle(outcomes_of(receipts, positions), is_applied=is_applied)
+        if not is_applied:
+            metrics.NOT_YET_APPLIED.labels(command.method).inc()
+        if command.key and receipts:
+            try:
+                await self._store.improve_answer(self._db, command, answer.serialized())
+            except Unavailable as error:  # The answer kept with the commit stays; it says less, and nothing wrong.
+                log.info("An answer was not kept as it became.", method=command.method, error=str(error))
+
+
+def _count(command: Command, answer: Answer) -> None:
+    metrics.ITEMS.labels(command.method, "accepted").inc(answer.accepted)
+    metrics.ITEMS.labels(command.method, "refused").inc(answer.refused)
+
+
+def outcomes_of(receipts: Mapping[UUID, link_pb2.Receipt], positions: Sequence[Position]) -> list[EntryOutcome]:
+    """What the receipts say, one outcome per entry in the order given to pack; NOTHING where they say nothing."""
+    said = {
+        Position(frame_id=frame_id, index=result.index): _outcome(result)
+        for frame_id, receipt in receipts.items()
+        for result in receipt.results
+    }
+    return [said.get(position, NOTHING) for position in positions] if said else [NOTHING] * len(positions)
+
+
+def _outcome(result: link_pb2.EntryResult) -> EntryOutcome:
+    return EntryOutcome(
+        changed=result.changed,
+        already_left=result.already_left,
+        is_repeated=result.is_repeated,
+        code=result.error_code,
+        reason=result.error_reason,
+        message=result.error_message,
+    )
+
+
+class Closings:
+    """Closes requests at their answer-by date: what comes in from the scheduler."""
+
+    def __init__(
+        self, *, clock: Clock, sender: Sender, sequences: Sequences, requests: DueRequests, entries: Entries
+    ) -> None:
+        self._clock = clock
+        self._sender = sender
+        self._sequences = sequences
+        self._requests = requests
+        self._entries = entries
+
+    async def apply(self, tx: Transaction, frames: Sequence[IncomingFrame]) -> Applied:
+        """See libs.links.receiver.Apply. A request that is over already is not closed again, and sends nothing."""
+        due = _due(frames)
+        wanted = sorted(set(due.values()))
+        now = self._clock.now()
+        sequence = await self._sequences.next_sequence(tx)
+        closed: set[tuple[str, UUID]] = set()
+        outgoing: list[OutgoingFrame] = []
+        for start in range(0, len(wanted), CLOSED_AT_ONCE):
+            chunk = wanted[start : start + CLOSED_AT_ONCE]
+            closings = await self._requests.close_due(tx, chunk, now, answers_bytes=MAX_ANSWERS_BYTES)
+            written = await self._write_summaries(tx, closings, sequence)
+            closed.update((one.tenant, one.request.id) for one in closings)
+            if sum(len(frame.payload) for frame in outgoing + written) <= MAX_OUTGOING_BYTES:
+                outgoing += written
+        return Applied(results=_results(due, closed), outgoing=outgoing)
+
+    async def _write_summaries(
+        self, tx: Transaction, closings: Sequence[Closing], sequence: int
+    ) -> list[OutgoingFrame]:
+        summaries = [self._entries.summary(one) for one in closings]
+        for summary in summaries:
+            summary.entry.sequence = sequence
+        frames, _ = self._sender.pack(summaries)
+        await self._sender.insert(tx, frames)
+        for one in closings:
+            metrics.CLOSED_REQUESTS.labels(one.state.name.lower()).inc()
+        return frames
+
+
+def _due(frames: Sequence[IncomingFrame]) -> dict[tuple[UUID, int], tuple[str, UUID]]:
+    """(tenant, request id) per (frame id, index); raises PoisonFrame for anything but requests that are due."""
+    due: dict[tuple[UUID, int], tuple[str, UUID]] = {}
+    for one in frames:
+        for index, entry in enumerate(one.frame.entries):
+            kind = entry.WhichOneof("kind")
+            if kind != "request_due":
+                raise PoisonFrame(f"entry {index} is a {kind or 'kind that we do not know'}; intake takes request_due")
+            if len(entry.request_due.request_id) != 16:
+                raise PoisonFrame(f"entry {index} has no request_id of 16 bytes")
+            due[one.id, index] = (entry.tenant, UUID(bytes=entry.request_due.request_id))
+    return due
+
+
+def _results(
+    due: Mapping[tuple[UUID, int], tuple[str, UUID]], closed: set[tuple[str, UUID]]
+) -> dict[UUID, list[link_pb2.EntryResult]]:
+    results: dict[UUID, list[link_pb2.EntryResult]] = {}
+    for (frame_id, index), key in due.items():
+        if key in closed:
+            results.setdefault(frame_id, []).append(link_pb2.EntryResult(index=index, changed=1))
+    return results

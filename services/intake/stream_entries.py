@@ -1,0 +1,192 @@
+"""The entries that intake sends: what each command and each request turns into, and where it goes.
+
+Contents that callers send (scheduler.v1 messages) are carried as they came: they are checked at the door, and copying them
+field by field would cost more than everything else.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from carillon.link.v1 import link_pb2
+from carillon.scheduler.v1 import timer_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.ids import derived_id
+from libs.links.frames import Addressed
+from libs.sharding import shard_of
+from libs.wire import to_timestamp
+from services.intake.payloads import request_payload, response_payload, summary_payload
+from services.intake.requests import Closing, Request, Response
+
+REQUEST_ENTITY = "carillon:request:"
+
+
+class Entries:
+    """Makes entries; `shards` is how many the scheduler has."""
+
+    def __init__(self, *, shards: int) -> None:
+        self._shards = shards
+
+    def notification(
+        self,
+        tenant: str,
+        notification_id: UUID,
+        content: timer_pb2.NotificationContent,
+        *,
+        entity: str,
+        occur_time: Timestamp,
+        expire_time: Timestamp | None,
+    ) -> Addressed:
+        """Something happened."""
+        notification = link_pb2.Notification(
+            id=notification_id.bytes, content=content, entity=entity, occur_time=occur_time, expire_time=expire_time
+        )
+        return Addressed(receiver="digest", entry=link_pb2.Entry(tenant=tenant, notification=notification))
+
+    def timer(
+        self,
+        tenant: str,
+        timer_id: UUID,
+        *,
+        entity: str,
+        type: str,  # noqa: A002 - the contract's word.
+        due_time: Timestamp | None,
+        recurrence: timer_pb2.Recurrence | None,
+        content: timer_pb2.NotificationContent,
+        condition: timer_pb2.Condition | None,
+        expire_time: Timestamp | None,
+        accept_time: Timestamp,
+    ) -> Addressed:
+        """Tell subscribers later; exactly one of `due_time` and `recurrence` is given."""
+        timer = link_pb2.ScheduleTimer(
+            id=timer_id.bytes,
+            entity=entity,
+            type=type,
+            due_time=due_time,
+            recurrence=recurrence,
+            target=link_pb2.TimerTarget(notification=content),
+            condition=condition,
+            expire_time=expire_time,
+            accept_time=accept_time,
+        )
+        return self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, schedule_timer=timer))
+
+    def cancel(
+        self,
+        tenant: str,
+        *,
+        entity: str,
+        type: str,  # noqa: A002 - the contract's word.
+        ids: Sequence[UUID],
+        timeline: str,
+        cause: str,
+    ) -> list[Addressed]:
+        """Cancel timers, and what they and the entity have in open digests: one entry to the scheduler, then one to digest."""
+        raw_ids = [one.bytes for one in ids]
+        selector = link_pb2.TimerSelector(entity=entity, type=type, ids=raw_ids, timeline=timeline)
+        timers = link_pb2.CancelTimers(selector=selector, cause=cause)
+        items = link_pb2.CancelItems(entity=entity, type=type, timer_ids=raw_ids, timeline=timeline)
+        return [
+            self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, cancel_timers=timers)),
+            Addressed(receiver="digest", entry=link_pb2.Entry(tenant=tenant, cancel_items=items)),
+        ]
+
+    def facts(self, tenant: str, *, entity: str, facts: str) -> Addressed:
+        """What is known of an entity has changed."""
+        put = link_pb2.PutFacts(entity=entity, facts=facts)
+        return self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, put_facts=put))
+
+    def timeline(self, tenant: str, run_id: UUID, *, timeline: str, entity: str, anchor_time: Timestamp) -> Addressed:
+        """A timeline starts."""
+        start = link_pb2.StartTimeline(id=run_id.bytes, timeline=timeline, entity=entity, anchor_time=anchor_time)
+        return self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, start_timeline=start))
+
+    def trigger(self, tenant: str, *, batch: str, start_time: Timestamp | None, end_time: Timestamp) -> Addressed:
+        """A batch's windows close."""
+        trigger = link_pb2.TriggerBatch(batch=batch, window_start_time=start_time, window_end_time=end_time)
+        return Addressed(receiver="digest", entry=link_pb2.Entry(tenant=tenant, trigger_batch=trigger))
+
+    def request(self, tenant: str, request: Request) -> list[Addressed]:
+        """A request is open: a timer for its answer-by date, and one notification to each provider."""
+        entity = f"{REQUEST_ENTITY}{request.id}"
+        due = link_pb2.TimerTarget(request_due=link_pb2.RequestDue(request_id=request.id.bytes))
+        timer = link_pb2.ScheduleTimer(
+            id=request_timer_id(request.id).bytes,
+            entity=entity,
+            type="request_due",
+            due_time=to_timestamp(request.answer_by),
+            target=due,
+            accept_time=to_timestamp(request.submitted_at),
+        )
+        payload = request_payload(request)
+        told = [
+            self._told(
+                tenant,
+                request,
+                derived_id("request-notification", request.id, provider),
+                "request",
+                provider,
+                payload,
+                occurred_at=request.submitted_at,
+                expires_at=request.answer_by,
+            )
+            for provider in request.providers
+        ]
+        return [self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, schedule_timer=timer)), *told]
+
+    def response(self, tenant: str, request: Request, response: Response) -> Addressed:
+        """A provider has answered: the customer hears."""
+        return self._told(
+            tenant,
+            request,
+            derived_id("response-notification", response.id),
+            "response",
+            request.customer,
+            response_payload(request, response),
+            occurred_at=response.received_at,
+        )
+
+    def summary(self, closing: Closing) -> Addressed:
+        """The answer-by date has come: the customer hears of everything. It occurs at that date, however late we are."""
+        return self._told(
+            closing.tenant,
+            closing.request,
+            derived_id("summary-notification", closing.request.id),
+            "summary",
+            closing.request.customer,
+            summary_payload(closing),
+            occurred_at=closing.request.answer_by,
+        )
+
+    def _told(
+        self,
+        tenant: str,
+        request: Request,
+        notification_id: UUID,
+        kind: str,
+        subscriber: str,
+        payload: str,
+        *,
+        occurred_at: datetime,
+        expires_at: datetime | None = None,
+    ) -> Addressed:
+        content = timer_pb2.NotificationContent(
+            type=f"{request.batch}/{kind}", subscribers=[subscriber], payload=payload, group_key=request.item
+        )
+        return self.notification(
+            tenant,
+            notification_id,
+            content,
+            entity=f"{REQUEST_ENTITY}{request.id}",
+            occur_time=to_timestamp(occurred_at),
+            expire_time=None if expires_at is None else to_timestamp(expires_at),
+        )
+
+    def _to_scheduler(self, entity: str, entry: link_pb2.Entry) -> Addressed:
+        return Addressed(receiver="scheduler", partition=shard_of(entry.tenant, entity, self._shards), entry=entry)
+
+
+def request_timer_id(request_id: UUID) -> UUID:
+    """The timer of a request's answer-by date."""
+    return derived_id("request-timer", request_id)

@@ -1,0 +1,86 @@
+"""Wires the scheduler: the only place that constructs."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+
+from libs.errors import FailedPrecondition, Unavailable
+from libs.links.frames import all_subjects, stream_name, subject_of
+from libs.links.receiver import ACK_WAIT, MAX_ACK_PENDING, Message, Settlement
+from libs.service import Runtime, Service
+from services.scheduler import rpc, stream
+from services.scheduler.loops_engine import Engine
+from services.scheduler.loops_leases import Leases
+from services.scheduler.settings import Settings
+from services.scheduler.store import TurnStore
+from services.scheduler.store_leases import LeaseStore
+from services.scheduler.store_queries import QueryStore
+
+_NUDGES = "carillon.scheduler.nudge"
+
+
+async def build(runtime: Runtime, settings: Settings) -> Service:
+    """The scheduler of one replica."""
+    own = settings.scheduler
+    lease_store = LeaseStore(runtime.db, replica=runtime.replica, ttl=own.lease_ttl)
+    await _check_shard_count(lease_store, runtime.shards)
+    settlement = Settlement(db=runtime.db, bus=runtime.bus, service=runtime.service, settings=runtime.links)
+    engine = Engine(
+        db=runtime.db,
+        store=TurnStore(),
+        codec=stream,
+        settlement=settlement,
+        sender=runtime.sender,
+        clock=runtime.clock,
+        settings=own,
+        shard_count=runtime.shards,
+    )
+
+    def consume(shard: int) -> AsyncIterator[Sequence[Message]]:
+        return runtime.bus.consume(
+            stream_name(runtime.service),
+            durable=f"{runtime.service}-{shard}",
+            filter_subject=subject_of(runtime.service, shard),
+            batch=runtime.links.fetch_frames,
+            ack_wait=ACK_WAIT,
+            max_ack_pending=MAX_ACK_PENDING,
+        )
+
+    async def nudge() -> None:
+        await runtime.bus.send(_NUDGES, b"")
+
+    leases = Leases(
+        engine=engine,
+        store=lease_store,
+        replica=runtime.replica,
+        shard_count=runtime.shards,
+        ttl=own.lease_ttl,
+        tombstones_after=runtime.links.inbox_retention,
+        consume=consume,
+        nudge=nudge,
+    )
+
+    async def on_nudge(_payload: bytes) -> None:
+        leases.wake.set()
+
+    await runtime.bus.subscribe(_NUDGES, on_nudge)
+    with suppress(Unavailable):  # Declared all the same; the bus makes it once NATS is there.
+        await runtime.bus.ensure_stream(stream_name(runtime.service), [all_subjects(runtime.service)])
+    return Service(
+        servicers=[rpc.servicer(store=QueryStore(runtime.db), clock=runtime.clock)],
+        loops={
+            "link housekeeping": settlement.run_housekeeping,
+            "engine": engine.run,
+            "housekeeping": leases.run_housekeeping,
+            # Last, so that it closes first: the shards are given back while the engine still runs.
+            "leases": leases.run,
+        },
+    )
+
+
+async def _check_shard_count(store: LeaseStore, count: int) -> None:
+    there_are = await store.ensure_shards(count)
+    if there_are != count:
+        raise FailedPrecondition(
+            f"CARILLON_SHARDS is {count}, but this database was installed with {there_are}; it is fixed at install",
+            reason="SHARD_COUNT_CHANGED",
+        )
