@@ -13,6 +13,7 @@ from libs.errors import FieldViolation, InvalidArgument
 
 _NAMESPACE = UUID("6f0f3c1e-3a0b-5c6e-9d1a-0c0ca7111a0e")
 _SEPARATOR = "\x1f"
+_ESCAPE = "\x1e"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -23,7 +24,12 @@ def new_id() -> UUID:
 
 def derived_id(*parts: object) -> UUID:
     """The UUIDv5 of `parts`, of which at least the first should say what kind of thing this is."""
-    return uuid5(_NAMESPACE, _SEPARATOR.join(map(str, parts)))
+    return uuid5(_NAMESPACE, _SEPARATOR.join(map(_escaped, parts)))
+
+
+def _escaped(part: object) -> str:
+    """Callers' text may hold the separator; ("a", "b") must still not be ("a\x1fb",)."""
+    return str(part).replace(_ESCAPE, _ESCAPE + "0").replace(_SEPARATOR, _ESCAPE + "1")
 
 
 def parse_id(text: str, field: str) -> UUID:

@@ -24,7 +24,7 @@ DUPLICATE_FRAMES = Counter(
     "carillon_link_duplicate_frames_total", "Frames that came again and had no effects.", ["sender"]
 )
 DEAD_FRAMES = Counter("carillon_link_dead_frames_total", "Frames put aside.", ["sender"])
-DEAD_FRAMES_KEPT = Gauge("carillon_link_dead_frames", "Frames put aside and not redriven yet.")
+DEAD_FRAMES_KEPT = Gauge("carillon_link_dead_frames_kept", "Frames put aside and not redriven yet.")
 DEFERRED_FRAMES = Counter(
     "carillon_link_deferred_frames_total", "Frames handed back after a passing failure.", ["sender"]
 )

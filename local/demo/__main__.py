@@ -42,7 +42,6 @@ from local.stack import Stack
 _DAYS = 14  # As many as pass in a minute on two cores, the services' start not counted.
 _RATE = 60_000.0
 _ENV = {
-    "CARILLON_DISPATCHER_WEBHOOK_ALLOW_PRIVATE": "on",  # The mailbox listens on loopback.
     "CARILLON_DISPATCHER_CLAIM_TIME": "2s",  # A killed dispatcher's mails wait for this; real ones can afford more.
 }
 

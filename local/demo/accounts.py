@@ -1,8 +1,8 @@
 """The books: for each job what was accepted, where every item of it is now, and what left. Unaccounted must be 0.
 
-An item is one notification for one subscriber. How many there have to be follows from what was accepted and from what the
-services decided (timers fired, requests over); where they are is what digest answers: sent alone, in a digest, waiting in
-an open window, suppressed, cancelled. The difference is unaccounted for (INV-6).
+An item is one notification for one subscriber. How many there have to be follows from what was accepted and from what
+the services decided (timers fired, requests over); where they are is what digest answers: sent alone, in a digest,
+waiting in an open window, suppressed, cancelled. The difference is unaccounted for (INV-6).
 """
 
 from collections import Counter

@@ -21,8 +21,8 @@ from local.demo.connections import Connections
 from local.mailbox.store import Store
 
 _PAGE = 1000
-_SHOWN = re.compile(r"\[\[(.*?)\]\]")
-"""How our templates mark an item; see local.demo.catalog."""
+_SHOWN = re.compile(r"^- .* \[(.+)\]$", re.MULTILINE)
+"""How our templates name an item; see local.demo.catalog."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +75,7 @@ def open_mailbox(directory: Path, hook: str) -> list[Arrival]:
             for mail in _mails(store)
         ]
         hooks = [
-            Arrival(key=hook.headers["webhook-id"], to=hook.name, items=_shown(str(hook.body)))
+            Arrival(key=hook.headers["webhook-id"], to=hook.name, items=_posted(hook.body))
             for hook in _hooks(store, hook)
         ]
     finally:
@@ -112,4 +112,8 @@ def _hooks(store: Store, name: str) -> Iterable[Any]:
 
 
 def _shown(text: str) -> tuple[str, ...]:
-    return tuple(sorted(" ".join(found.split()) for found in _SHOWN.findall(text)))
+    return tuple(sorted(_SHOWN.findall(text)))
+
+
+def _posted(body: Any) -> tuple[str, ...]:
+    return tuple(sorted(f"{item['type']} {item['payload']['flight']}" for item in body["items"]))

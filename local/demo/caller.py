@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import grpc
@@ -91,7 +91,7 @@ class Caller:
                     content=NotificationContent(
                         type=story.DELAYED,
                         topics=[f"carrier:{delay.flight.carrier}", f"origin:{delay.flight.origin}"],
-                        payload=_payload(delay.flight.key, minutes=_minutes(delay)),
+                        payload=json.dumps({"title": _late(delay), "flight": delay.flight.key}),
                     ),
                     entity=f"flight.{delay.flight.key}",
                     occur_time=_timestamp(delay.at),
@@ -111,7 +111,7 @@ class Caller:
                     customer=story.passenger(ask.flight.key),
                     item=f"{ask.flight.origin}-{ask.flight.destination}",
                     providers=[story.desk(carrier) for carrier in ask.carriers],
-                    payload=_payload(ask.flight.key),
+                    payload=json.dumps({"title": f"{ask.flight.name} was cancelled", "flight": ask.flight.key}),
                     answer_within=_duration(story.ANSWER_WITHIN.total_seconds()),
                 )
                 for ask in asks
@@ -135,7 +135,7 @@ class Caller:
                 intake.Response(
                     request_id=self._requests[answer.flight.key],
                     provider=story.desk(answer.carrier),
-                    payload=_payload(answer.carrier, flight=answer.flight.key),
+                    payload=json.dumps({"title": f"{answer.carrier} has a seat", "carrier": answer.carrier}),
                 )
                 for answer in answers
             ],
@@ -196,13 +196,9 @@ def _key(*parts: str) -> str:
     return ":".join(("demo", *parts))
 
 
-def _payload(ref: str, **more: object) -> str:
-    """`ref` is what the templates show, and what the check finds again in every mail."""
-    return json.dumps({"ref": ref, **more})
-
-
-def _minutes(delay: Delay) -> int:
-    return int((delay.at - delay.flight.scheduled_at).total_seconds() // 60)
+def _late(delay: Delay) -> str:
+    minutes = (delay.at - delay.flight.scheduled_at) // timedelta(minutes=1)
+    return f"{delay.flight.name} left {minutes} minutes late"
 
 
 def _timestamp(at: datetime) -> Timestamp:

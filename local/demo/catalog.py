@@ -1,6 +1,5 @@
 """What must be known beforehand: notification types, cadences, who is told, the timeline, the two schedules."""
 
-import json
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
@@ -22,6 +21,7 @@ from local.demo.plan import Plan
 
 _EMAIL, _WEBHOOK = digest.CHANNEL_EMAIL, digest.CHANNEL_WEBHOOK
 _ZONE = story.NEW_YORK.key
+_TAIL = "{{ item.entity.partition('.')[2] }}"
 
 _TYPES = (
     # id, name, cadence of those who chose none
@@ -35,6 +35,24 @@ _TYPES = (
     (story.REPORT, "Weekday report", story.IMMEDIATE),
     (story.REMARK, "Fireworks", story.IMMEDIATE),
 )
+
+# What the templates say of an item, and how it is named in brackets after that: there the check finds it again.
+_TEXTS = {
+    story.DELAYED: ("{{ item.payload.title }}", "{{ item.payload.flight }}"),
+    story.ASKED: ("{{ item.payload.payload.title }}", "{{ item.payload.payload.flight }}"),
+    story.ANSWERED: ("{{ item.payload.payload.title }}", "{{ item.payload.payload.carrier }}"),
+    story.SUMMARY: (
+        "{{ item.payload.payload.title }}: {{ item.payload.answers | length }} of"
+        " {{ item.payload.answers | length + item.payload.unanswered | length }} answered",
+        "{{ item.payload.payload.flight }} {{ item.payload.answers | length }}",
+    ),
+    story.REMINDER: ("{{ item.entity }}: the trial is half over", _TAIL),
+    story.CHECK: ("{{ item.entity }}: due for its check", _TAIL),
+    story.FOLLOW_UP: ("{{ item.entity }}: look at it again", _TAIL),
+    story.REPORT: ("The weekday report", ""),
+    story.REMARK: ("Fireworks over the Hudson", ""),
+}
+_ROW = '<tr><td class="pad" style="padding:10px 32px;border-top:1px solid #eaecf0;font-size:15px">{text}</td></tr>\n'
 
 
 async def put_catalog(channel: grpc.aio.Channel, plan: Plan, *, webhook_url: str) -> None:
@@ -101,8 +119,13 @@ def _cadences() -> Iterator[digest.Cadence]:
 
 
 def _templates() -> Iterator[digest.Template]:
-    """None needed: see local.demo.collect, which reads the items from what the built-in templates write."""
-    return iter(())
+    """Plain text for every type. Mails' HTML is built in, but for the batch, whose payloads are nested."""
+    for type_id, (text, ref) in _TEXTS.items():
+        style = digest.STYLE_FULL if type_id in (story.REPORT, story.REMARK) else digest.STYLE_SUMMARY
+        body = f"- {text} [{{{{ item.type }}}}{ref and f' {ref}'}]\n"
+        yield digest.Template(id=type_id, format=digest.FORMAT_TEXT, style=style, body=body)
+        if type_id.startswith(story.BATCH):
+            yield digest.Template(id=type_id, format=digest.FORMAT_HTML, style=style, body=_ROW.format(text=text))
 
 
 def _subscribers(plan: Plan, webhook_url: str) -> list[digest.Subscriber]:
@@ -157,9 +180,7 @@ def _step(type_id: str, offset: timedelta, *, condition: str = "") -> timer.Time
 
 
 def _tell(type_id: str, subscriber: str) -> timer.Target:
-    payload = json.dumps({"ref": ""})
-    content = timer.NotificationContent(type=type_id, subscribers=[subscriber], payload=payload)
-    return timer.Target(notification=content)
+    return timer.Target(notification=timer.NotificationContent(type=type_id, subscribers=[subscriber], payload="{}"))
 
 
 def _duration(value: timedelta) -> Duration:

@@ -34,6 +34,11 @@ class Flight:
         return f"{self.carrier}{self.number}.{self.origin}-{self.destination}.{at:%Y%m%dT%H%MZ}"
 
     @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.carrier} {self.number} from {self.origin} to {self.destination}"
+
+    @property
     def departed_at(self) -> datetime | None:
         """When it really left; None when it was cancelled."""
         return None if self.delay is None else self.scheduled_at + self.delay

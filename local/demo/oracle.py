@@ -99,11 +99,13 @@ def _expect_batches(rows: Sequence[Row], everything: Sequence[Row], expected: Ex
         passenger, asked_at = story.passenger(_key(row)), _next_shift(_scheduled(row))
         for carrier in others:
             expected.add(story.desk(carrier), story.BATCH, asked_at, f"{story.ASKED} {_key(row)}")
-            if story.does_answer(_key(row), carrier):
-                expected.counts["responses"] += 1
-                heard_at = _next_shift(asked_at + story.ANSWER_AFTER)
-                expected.add(passenger, story.BATCH, heard_at, f"{story.ANSWERED} {carrier}")
-        expected.add(passenger, story.BATCH, asked_at + story.ANSWER_WITHIN, f"{story.SUMMARY} {_key(row)}")
+        answering = [carrier for carrier in others if story.does_answer(_key(row), carrier)]
+        expected.counts["responses"] += len(answering)
+        for carrier in answering:
+            heard_at = _next_shift(asked_at + story.ANSWER_AFTER)
+            expected.add(passenger, story.BATCH, heard_at, f"{story.ANSWERED} {carrier}")
+        summary = f"{story.SUMMARY} {_key(row)} {len(answering)}"
+        expected.add(passenger, story.BATCH, asked_at + story.ANSWER_WITHIN, summary)
 
 
 def _expect_timelines(rows: Sequence[Row], expected: Expected) -> None:

@@ -61,19 +61,14 @@ def print_report(outcome: Outcome, directory: Path, console: Console) -> None:
         )
     if (left := len(outcome.differences) - _SHOWN_DIFFERENCES) > 0:
         console.print(f"… and {left} more in report.json")
-    again = resent(outcome.arrivals)
-    console.print(
-        f"{outcome.plan.flights:,} flights in {outcome.took_s:.1f} s; {len(outcome.arrivals) - again:,} mails and webhooks"
-        + (f", {again} of them resent under the same id after a crash" if again else "")
-        + (f"; killed and started again: {', '.join(outcome.killed)}" if outcome.killed else ""),
-        highlight=False,
-    )
+    console.print(_summary(outcome), highlight=False)
     verdict = "agrees exactly" if not outcome.differences else f"differs in {len(outcome.differences)} places"
     colour = "green" if outcome.is_exact else "red"
     console.print(f"[{colour}]The CSV {verdict}; unaccounted = {outcome.unaccounted}.[/{colour}]")
+    mailbox = directory / "mailbox"
     console.print(
-        f"Mails are in {directory / 'mailbox'}; to read them in a browser: "
-        f"python -m local.mailbox --directory {directory / 'mailbox'}\nEverything else is in {directory / 'report.json'}.",
+        f"Mails are in {mailbox}; to read them in a browser: python -m local.mailbox --directory {mailbox}\n"
+        f"Everything else is in {directory / 'report.json'}.",
         highlight=False,
     )
 
@@ -101,6 +96,16 @@ def write_report(outcome: Outcome, path: Path) -> None:
         "subscribers": _by_subscriber(list(messages.elements())),
     }
     path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _summary(outcome: Outcome) -> str:
+    again = resent(outcome.arrivals)
+    told = f"{outcome.plan.flights:,} flights in {outcome.took_s:.1f} s; {len(outcome.arrivals) - again:,} messages"
+    if again:
+        told += f", {again} of them resent under the same id after a crash"
+    if outcome.killed:
+        told += f"; killed and started again: {', '.join(outcome.killed)}"
+    return told + "."
 
 
 def _books_table(outcome: Outcome) -> Table:

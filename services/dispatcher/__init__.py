@@ -1,1 +1,1 @@
-"""The dispatcher: owns deliveries, attempts and suppressions; decides how a message leaves, and tells what came of it."""
+"""The dispatcher: owns deliveries, attempts and suppressions; how messages leave, and what came of them."""

@@ -10,7 +10,7 @@ MAX_TEXT = 1_000
 class Write(Protocol):
     """Writes one line: a sentence and fields."""
 
-    def __call__(self, message: str, **fields: object) -> object: ...
+    def __call__(self, message: str, /, **fields: object) -> object: ...
 
 
 class LogChannel:

@@ -25,9 +25,9 @@ from libs.errors import Unavailable
 from libs.links.frames import OutgoingFrame
 from libs.postgres import Database, Transaction
 from services.dispatcher import metrics
+from services.dispatcher.addresses import destination_of
 from services.dispatcher.delivery import Channel, Reason, Result, Retryable, Sent, State, lane_of
 from services.dispatcher.pipeline import Candidate, Policy, Settlement, conclude, judge
-from services.dispatcher.addresses import destination_of
 from services.dispatcher.room import Room
 from services.dispatcher.settings import DispatchSettings
 

@@ -4,10 +4,16 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from services.dispatcher.delivery import CHANNELS, LANES, TOLD, Reason
 
-ACCEPTED = Counter("carillon_dispatcher_deliveries_accepted_total", "Deliveries taken in for the first time.", ["channel"])
-ENDED = Counter("carillon_dispatcher_deliveries_ended_total", "Deliveries by what became of them.", ["channel", "outcome"])
+ACCEPTED = Counter(
+    "carillon_dispatcher_deliveries_accepted_total", "Deliveries taken in for the first time.", ["channel"]
+)
+ENDED = Counter(
+    "carillon_dispatcher_deliveries_ended_total", "Deliveries by what became of them.", ["channel", "outcome"]
+)
 ATTEMPTS = Counter(
-    "carillon_dispatcher_attempts_total", "Attempts that ended; reason `sent` for those that worked.", ["channel", "reason"]
+    "carillon_dispatcher_attempts_total",
+    "Attempts that ended; reason `sent` for those that worked.",
+    ["channel", "reason"],
 )
 ATTEMPT_SECONDS = Histogram(
     "carillon_dispatcher_attempt_seconds",
@@ -24,7 +30,8 @@ RETRIES = Counter("carillon_dispatcher_retries_total", "Attempts put off until a
 UNDER_WAY = Gauge("carillon_dispatcher_attempts_under_way", "Claimed and not recorded yet, in this process.")
 QUEUED = Gauge("carillon_dispatcher_queued_deliveries", "Deliveries waiting or being sent, all replicas.", ["lane"])
 OLDEST_QUEUED_SECONDS = Gauge(
-    "carillon_dispatcher_oldest_queued_seconds", "How long the longest-waiting delivery could have been sent; 0 without any."
+    "carillon_dispatcher_oldest_queued_seconds",
+    "How long the longest-waiting delivery could have been sent; 0 without any.",
 )
 LOST_CLAIMS = Counter(
     "carillon_dispatcher_lost_claims_total", "Attempts recorded too late, because their claim had run out."

@@ -7,30 +7,326 @@ from typing import Protocol
 from uuid import UUID
 
 import grpc
-
 from carillon.dispatcher.v1 import dispatcher_pb2 as pb
 from carillon.dispatcher.v1 import dispatcher_pb2_grpc as pb_grpc
+from carillon.explain.v1 import explain_pb2
+
 from libs.clock import Clock
-from libs.errors import InvalidArgument, NotFound, Violations
+from libs.errors import NotFound, Violations
 from libs.postgres import Database, Transaction
-from libs.rpc import tenant_of
+from libs.rpc import Servicer, tenant_of
 from libs.wire import (
+    Cursor,
     check_count,
     check_id,
     check_page_size,
     check_text,
-    from_timestamp,
     page_token,
     read_page_token,
     to_timestamp,
 )
 from services.dispatcher.addresses import MAX_ADDRESS, is_valid_address
 from services.dispatcher.delivery import CHANNELS, State
-from services.dispatcher.store_records import AttemptRecord, DeliveryRecord, Suppression, explain
+from services.dispatcher.records import AttemptRecord, DeliveryRecord, StoryEntry, Suppression, story
 
 MAX_KEY = 128
 MAX_REDRIVEN = 1_000
-MAX_EXPLAINED = 100
+MAX_EXPLAINED = 1_000
+MAX_STORIES = 100
 
-Context = grpc.aio.ServicerContext[object, object]
+Context = grpc.aio.ServicerContext
 After = tuple[datetime, UUID]
+
+
+class Deliveries(Protocol):
+    """What the service needs of the store of deliveries."""
+
+    async def get(self, tx: Transaction, tenant: str, delivery_id: UUID) -> DeliveryRecord | None: ...
+    async def page(
+        self,
+        tx: Transaction,
+        tenant: str,
+        *,
+        subscriber: str,
+        digest_id: UUID | None,
+        states: Sequence[State],
+        after: After | None,
+        limit: int,
+    ) -> list[DeliveryRecord]: ...
+    async def dead_letters(
+        self, tx: Transaction, tenant: str, *, after: After | None, limit: int
+    ) -> list[DeliveryRecord]: ...
+    async def of_id(self, tx: Transaction, tenant: str, id_: UUID, *, limit: int) -> list[DeliveryRecord]: ...
+    async def attempts(
+        self, tx: Transaction, tenant: str, delivery_ids: Sequence[UUID], *, limit: int
+    ) -> list[AttemptRecord]: ...
+    async def redrive(self, tx: Transaction, tenant: str, ids: Sequence[UUID], *, now: datetime) -> int: ...
+
+
+class Suppressions(Protocol):
+    """What the service needs of the store of suppressions."""
+
+    async def put(
+        self, tx: Transaction, tenant: str, *, channel: str, address: str, reason: str, now: datetime
+    ) -> Suppression: ...
+    async def delete(self, tx: Transaction, tenant: str, *, channel: str, address: str) -> None: ...
+    async def page(self, tx: Transaction, tenant: str, *, after: tuple[str, str], limit: int) -> list[Suppression]: ...
+
+
+class Keys(Protocol):
+    """What the service needs of the store of idempotency keys."""
+
+    async def once(
+        self,
+        tx: Transaction,
+        tenant: str,
+        *,
+        method: str,
+        key: str,
+        fingerprint: bytes,
+        work: Callable[[], Awaitable[bytes]],
+    ) -> bytes: ...
+
+
+class DispatcherRpc(pb_grpc.DispatcherServiceServicer):
+    """See proto/carillon/dispatcher/v1/dispatcher.proto."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        deliveries: Deliveries,
+        suppressions: Suppressions,
+        keys: Keys,
+        on_work: Callable[[], None],
+    ) -> None:
+        """`on_work` is called after a commit that queued something."""
+        self._db = db
+        self._clock = clock
+        self._deliveries = deliveries
+        self._suppressions = suppressions
+        self._keys = keys
+        self._on_work = on_work
+
+    async def ListDeliveries(
+        self, request: pb.ListDeliveriesRequest, context: Context[object, object]
+    ) -> pb.ListDeliveriesResponse:
+        """Newest first."""
+        violations = Violations()
+        limit = check_page_size(violations, request.page_size)
+        subscriber = check_text(violations, "subscriber", request.subscriber, shortest=0, longest=256)
+        digest_id = check_id(violations, "digest_id", request.digest_id) if request.digest_id else None
+        states = _states(violations, request.states)
+        violations.raise_if_any()
+        query = f"{subscriber}\x1f{digest_id}\x1f{sorted(states)}"
+        after = _after(request.page_token, query)
+        async with self._db.read() as tx:
+            found = await self._deliveries.page(
+                tx,
+                tenant_of(context),
+                subscriber=subscriber,
+                digest_id=digest_id,
+                states=states,
+                after=after,
+                limit=limit + 1,
+            )
+        token = _token(found[limit - 1].created_at, found[limit - 1].id, query) if len(found) > limit else ""
+        return pb.ListDeliveriesResponse(deliveries=map(_delivery, found[:limit]), next_page_token=token)
+
+    async def GetDelivery(
+        self, request: pb.GetDeliveryRequest, context: Context[object, object]
+    ) -> pb.GetDeliveryResponse:
+        """One delivery with its attempts."""
+        violations = Violations()
+        delivery_id = check_id(violations, "id", request.id)
+        violations.raise_if_any()
+        assert delivery_id is not None
+        tenant = tenant_of(context)
+        async with self._db.read() as tx:
+            delivery = await self._deliveries.get(tx, tenant, delivery_id)
+            if delivery is None:
+                raise NotFound(f"There is no delivery {delivery_id}.", reason="DELIVERY_UNKNOWN")
+            attempts = await self._deliveries.attempts(tx, tenant, [delivery_id], limit=MAX_EXPLAINED)
+        return pb.GetDeliveryResponse(delivery=_delivery(delivery), attempts=map(_attempt, attempts))
+
+    async def ListDeadLetters(
+        self, request: pb.ListDeadLettersRequest, context: Context[object, object]
+    ) -> pb.ListDeadLettersResponse:
+        """Dead and held deliveries, those given up last first."""
+        violations = Violations()
+        limit = check_page_size(violations, request.page_size)
+        violations.raise_if_any()
+        after = _after(request.page_token, "dead")
+        async with self._db.read() as tx:
+            found = await self._deliveries.dead_letters(tx, tenant_of(context), after=after, limit=limit + 1)
+        token = ""
+        if len(found) > limit and (last := found[limit - 1]).dead_letter_at is not None:
+            token = _token(last.dead_letter_at, last.id, "dead")
+        return pb.ListDeadLettersResponse(deliveries=map(_delivery, found[:limit]), next_page_token=token)
+
+    async def Redrive(self, request: pb.RedriveRequest, context: Context[object, object]) -> pb.RedriveResponse:
+        """Send dead or held deliveries again: all of them or none."""
+        violations = Violations()
+        check_count(violations, "delivery_ids", request.delivery_ids, most=MAX_REDRIVEN)
+        key = check_text(violations, "idempotency_key", request.idempotency_key, longest=MAX_KEY)
+        ids = [check_id(violations, f"delivery_ids[{n}]", one) for n, one in enumerate(request.delivery_ids)]
+        violations.raise_if_any()
+        tenant = tenant_of(context)
+        wanted = sorted({one for one in ids if one is not None})
+        async with self._db.transaction() as tx:
+
+            async def work() -> bytes:
+                redriven = await self._deliveries.redrive(tx, tenant, wanted, now=self._clock.now())
+                return pb.RedriveResponse(redriven=redriven).SerializeToString()
+
+            fingerprint = sha256(b"".join(one.bytes for one in wanted)).digest()
+            response = await self._keys.once(tx, tenant, method="Redrive", key=key, fingerprint=fingerprint, work=work)
+        self._on_work()
+        return pb.RedriveResponse.FromString(response)
+
+    async def PutSuppression(
+        self, request: pb.PutSuppressionRequest, context: Context[object, object]
+    ) -> pb.PutSuppressionResponse:
+        """Never send to an address again."""
+        violations = Violations()
+        given = request.suppression
+        channel, address = _checked_address(violations, given.channel, given.address, "suppression.")
+        reason = check_text(violations, "suppression.reason", given.reason, longest=512)
+        violations.raise_if_any()
+        async with self._db.transaction() as tx:
+            kept = await self._suppressions.put(
+                tx, tenant_of(context), channel=channel, address=address, reason=reason, now=self._clock.now()
+            )
+        return pb.PutSuppressionResponse(suppression=_suppression(kept))
+
+    async def DeleteSuppression(
+        self, request: pb.DeleteSuppressionRequest, context: Context[object, object]
+    ) -> pb.DeleteSuppressionResponse:
+        """Lift a suppression."""
+        violations = Violations()
+        channel, address = _checked_address(violations, request.channel, request.address, "")
+        violations.raise_if_any()
+        async with self._db.transaction() as tx:
+            await self._suppressions.delete(tx, tenant_of(context), channel=channel, address=address)
+        return pb.DeleteSuppressionResponse()
+
+    async def ListSuppressions(
+        self, request: pb.ListSuppressionsRequest, context: Context[object, object]
+    ) -> pb.ListSuppressionsResponse:
+        """In order of channel and address."""
+        violations = Violations()
+        limit = check_page_size(violations, request.page_size)
+        violations.raise_if_any()
+        cursor = read_page_token(request.page_token, {"channel": str, "address": str})
+        after = (cursor["channel"], cursor["address"]) if cursor else ("", "")
+        async with self._db.read() as tx:
+            found = await self._suppressions.page(tx, tenant_of(context), after=after, limit=limit + 1)
+        token = ""
+        if len(found) > limit:
+            token = page_token({"channel": found[limit - 1].channel, "address": found[limit - 1].address})
+        return pb.ListSuppressionsResponse(suppressions=map(_suppression, found[:limit]), next_page_token=token)
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context[object, object]) -> pb.ExplainResponse:
+        """The story of a delivery, or of all deliveries of a digest."""
+        violations = Violations()
+        text = check_text(violations, "id", request.id, longest=256)
+        violations.raise_if_any()
+        id_ = check_id(Violations(), "id", text)
+        if id_ is None:  # It may be the id of something else; then nothing is known of it here.
+            return pb.ExplainResponse()
+        tenant = tenant_of(context)
+        async with self._db.read() as tx:
+            found = await self._deliveries.of_id(tx, tenant, id_, limit=MAX_STORIES)
+            ids = [one.id for one in found]
+            attempts = await self._deliveries.attempts(tx, tenant, ids, limit=MAX_EXPLAINED) if ids else []
+        entries = [entry for one in found for entry in story(one, [a for a in attempts if a.delivery_id == one.id])]
+        entries.sort(key=lambda entry: entry.at)
+        return pb.ExplainResponse(entries=map(_entry, entries[:MAX_EXPLAINED]))
+
+
+def servicer(rpc: DispatcherRpc) -> Servicer:
+    """What libs.service registers."""
+    return Servicer(pb_grpc.add_DispatcherServiceServicer_to_server, rpc)
+
+
+def _states(violations: Violations, values: Sequence[int]) -> list[State]:
+    check_count(violations, "states", values, least=0, most=len(State))
+    known = {int(state) for state in State}
+    for n, value in enumerate(values):
+        if value not in known:
+            violations.add(f"states[{n}]", f"must be one of {', '.join(pb.DeliveryState.keys()[1:])}")
+    return [State(value) for value in values if value in known]
+
+
+def _checked_address(violations: Violations, channel: str, address: str, prefix: str) -> tuple[str, str]:
+    if channel not in CHANNELS:
+        violations.add(f"{prefix}channel", f"must be one of {', '.join(CHANNELS)}")
+    address = check_text(violations, f"{prefix}address", address, longest=MAX_ADDRESS)
+    if address and channel in CHANNELS and not is_valid_address(channel, address):
+        violations.add(f"{prefix}address", f"must be an address of the channel {channel}")
+    return channel, address
+
+
+def _token(at: datetime, id_: UUID, query: str) -> str:
+    cursor: Cursor = {"at": at.isoformat(), "id": str(id_)}
+    return page_token(cursor, query=query)
+
+
+def _after(token: str, query: str) -> After | None:
+    cursor = read_page_token(token, {"at": str, "id": str}, query=query)
+    if cursor is None:
+        return None
+    violations = Violations()
+    try:
+        return datetime.fromisoformat(cursor["at"]), UUID(cursor["id"])
+    except ValueError:
+        violations.add("page_token", "is not a token from an answer before")
+    violations.raise_if_any()
+    return None
+
+
+def _delivery(one: DeliveryRecord) -> pb.Delivery:
+    return pb.Delivery(
+        id=str(one.id),
+        digest_id=str(one.digest_id),
+        subscriber=one.subscriber,
+        channel=one.channel,
+        address=one.address,
+        subject=one.subject,
+        state=pb.DeliveryState.ValueType(one.state),
+        attempts=one.attempts,
+        last_error=one.last_error,
+        create_time=to_timestamp(one.created_at),
+        end_time=to_timestamp(one.ended_at) if one.ended_at else None,
+        next_attempt_time=to_timestamp(one.next_attempt_at) if one.next_attempt_at else None,
+    )
+
+
+def _attempt(one: AttemptRecord) -> pb.Attempt:
+    return pb.Attempt(
+        number=one.number,
+        start_time=to_timestamp(one.started_at),
+        end_time=to_timestamp(one.ended_at) if one.ended_at else None,
+        is_sent=one.is_sent,
+        reply=one.reply,
+        reason=one.reason,
+    )
+
+
+def _suppression(one: Suppression) -> pb.Suppression:
+    return pb.Suppression(
+        channel=one.channel, address=one.address, reason=one.reason, create_time=to_timestamp(one.created_at)
+    )
+
+
+def _entry(one: StoryEntry) -> explain_pb2.Entry:
+    return explain_pb2.Entry(
+        time=to_timestamp(one.at),
+        service="dispatcher",
+        kind=one.kind,
+        sentence=one.sentence,
+        details=one.details,
+        related_ids=map(str, one.related_ids),
+        is_expected=one.is_expected,
+    )

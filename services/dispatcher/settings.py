@@ -63,7 +63,10 @@ class DispatchSettings(Settings):
         12, ge=1, le=1_000, description="Attempts before a delivery is dead. Redriving it allows as many again."
     )
     max_age: Duration = Field(
-        2 * DAY, ge=SECOND, le=30 * DAY, description="A delivery is dead when its next attempt would be later than this."
+        2 * DAY,
+        ge=SECOND,
+        le=30 * DAY,
+        description="A delivery is dead when its next attempt would be later than this.",
     )
     backoff_first: Duration = Field(
         5 * SECOND,
@@ -72,7 +75,9 @@ class DispatchSettings(Settings):
         description="Bound of the wait after the first failed attempt; it doubles with each. The wait itself is drawn "
         "at random below the bound (full jitter).",
     )
-    backoff_longest: Duration = Field(2 * HOUR, ge=MILLISECOND, le=7 * DAY, description="Where the bound stops growing.")
+    backoff_longest: Duration = Field(
+        2 * HOUR, ge=MILLISECOND, le=7 * DAY, description="Where the bound stops growing."
+    )
     max_retry_after: Duration = Field(
         6 * HOUR, ge=timedelta(0), le=7 * DAY, description="A receiver's longer Retry-After is cut to this."
     )
@@ -88,8 +93,8 @@ class DispatchSettings(Settings):
     webhook_concurrency: int = Field(128, ge=1, le=10_000, description="Webhooks under way at once, per process.")
     email_in_doubt: DoubtPolicy = Field(
         DoubtPolicy.RESEND,
-        description="A mail that may have gone out before a crash: `resend` it under the same Message-ID, by which most "
-        "receivers drop the second copy, or `hold` it until somebody redrives it.",
+        description="A mail that may have gone out before a crash: `resend` it under the same Message-ID, by which "
+        "most receivers drop the second copy, or `hold` it until somebody redrives it.",
     )
     webhook_in_doubt: DoubtPolicy = Field(
         DoubtPolicy.RESEND,
@@ -124,7 +129,9 @@ class SmtpSettings(Settings):
         description="`starttls`: upgrade or fail; `tls`: from the first byte; `opportunistic`: upgrade where offered; "
         "`none`: plaintext.",
     )
-    ca_file: Path | None = Field(None, description="PEM with the CAs that may sign its certificate. Not set: the system's.")
+    ca_file: Path | None = Field(
+        None, description="PEM with the CAs that may sign its certificate. Not set: the system's."
+    )
     username: str | None = Field(None, min_length=1, description="User name, where it asks for one.")
     password_file: Path | None = Field(
         None, description="A file with the password; read for each connection, so it can be replaced."
@@ -149,7 +156,10 @@ class SmtpSettings(Settings):
         description="An unused connection is closed after this. Below the server's own limit, commonly minutes.",
     )
     connection_mails: int = Field(
-        100, ge=1, le=100_000, description="Mails sent over one connection before it is replaced; many servers limit it."
+        100,
+        ge=1,
+        le=100_000,
+        description="Mails sent over one connection before it is replaced; many servers limit it.",
     )
 
     @model_validator(mode="after")
@@ -177,7 +187,9 @@ class WebhookSettings(Settings):
         description="`on`: loopback, private and link-local addresses may be called. Off, because whoever subscribes a "
         "webhook would otherwise reach into this network; `on` for trials on one machine.",
     )
-    ca_file: Path | None = Field(None, description="PEM with the CAs that may sign receivers' certificates. Not set: the system's.")
+    ca_file: Path | None = Field(
+        None, description="PEM with the CAs that may sign receivers' certificates. Not set: the system's."
+    )
     timeout: Duration = Field(
         15 * SECOND,
         ge=100 * MILLISECOND,

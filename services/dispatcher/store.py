@@ -2,8 +2,8 @@
 
 - `delivery`: one row per message, from its arrival on. None of its indexes covers a column that sending changes (a
   dead letter's date excepted), so that every update stays on the row's page (HOT).
-- `queue`: one short row for each delivery that waits for its turn or is being sent, and for no other; the one index that
-  changes all the time is here, over a table that stays small. `claimable_at` is on the database's clock: until when a
+- `queue`: one short row for each delivery that waits for its turn or is being sent, and for no other; the one index
+  that changes all the time is here, over a table that stays small. `claimable_at` is on the database's clock: until when a
   claim holds while `attempt` is not 0, otherwise since when the delivery waits.
 - `attempt`: one row per try, written before anything leaves; without an end it is under way, or in doubt.
 - `suppression`: addresses that get nothing. `idempotency_key`: answers to calls that may be repeated.
@@ -71,7 +71,11 @@ queue = Table(
     Column("claimable_at", _INSTANT, nullable=False, server_default=text("now()")),
     Column("attempt", Integer, nullable=False, server_default=text("0")),  # Under way; 0: waiting.
     Column("claimed_by", Text, nullable=False, server_default=text("''")),  # For people; the attempt is the fence.
-    postgresql_with={"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_vacuum_threshold": "500"},
+    postgresql_with={
+        "fillfactor": "70",
+        "autovacuum_vacuum_scale_factor": "0.02",
+        "autovacuum_vacuum_threshold": "500",
+    },
 )
 Index("queue_next", queue.c.lane, queue.c.claimable_at)
 

@@ -1,7 +1,6 @@
 """Deliveries as they come in, are asked about, and are sent again. SQL only; every function runs in the caller's tx."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -12,6 +11,7 @@ from libs.errors import FailedPrecondition, NotFound
 from libs.postgres import Transaction
 from services.dispatcher.addresses import destination_of
 from services.dispatcher.delivery import DEAD_LETTERS, Delivery, State, lane_of
+from services.dispatcher.records import AttemptRecord, DeliveryRecord
 from services.dispatcher.store import attempt as attempt_table
 from services.dispatcher.store import delivery as delivery_table
 
@@ -21,15 +21,15 @@ After = tuple[datetime, UUID]
 # In the order of the key, so that two replicas with the same deliveries wait for each other instead of deadlocking.
 _ADD = """
     WITH added AS (
-        INSERT INTO delivery (tenant, id, digest_id, subscriber, channel, address, lane, destination, subject, html, text,
-            json, expires_at, created_at, fresh_since, state)
+        INSERT INTO delivery (tenant, id, digest_id, subscriber, channel, address, lane, destination, subject, html,
+            text, json, expires_at, created_at, fresh_since, state)
         SELECT tenant, id, digest_id, subscriber, channel, address, lane, destination, subject, html, text, json,
             expires_at, %(now)s, %(now)s, %(pending)s
         FROM unnest(%(tenant)s::text[], %(id)s::uuid[], %(digest_id)s::uuid[], %(subscriber)s::text[],
                 %(channel)s::text[], %(address)s::text[], %(lane)s::text[], %(destination)s::text[],
-                %(subject)s::text[], %(html)s::text[], %(text)s::text[], %(json)s::text[], %(expires_at)s::timestamptz[])
-            AS given (tenant, id, digest_id, subscriber, channel, address, lane, destination, subject, html, text, json,
-                expires_at)
+                %(subject)s::text[], %(html)s::text[], %(text)s::text[], %(json)s::text[],
+                %(expires_at)s::timestamptz[]) AS given (tenant, id, digest_id, subscriber, channel, address, lane,
+                destination, subject, html, text, json, expires_at)
         ORDER BY tenant, id
         ON CONFLICT DO NOTHING
         RETURNING tenant, id, lane, destination)
@@ -55,38 +55,6 @@ _REDRIVE = """
         WHERE tenant = %(tenant)s AND id = ANY(%(ids)s)
         RETURNING tenant, id, lane, destination)
     INSERT INTO queue (tenant, delivery_id, lane, destination) SELECT tenant, id, lane, destination FROM risen"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeliveryRecord:
-    """A delivery as it stands, without its content."""
-
-    id: UUID
-    digest_id: UUID
-    subscriber: str
-    channel: str
-    address: str
-    subject: str
-    state: State
-    attempts: int
-    last_error: str
-    created_at: datetime
-    ended_at: datetime | None
-    next_attempt_at: datetime | None
-    dead_letter_at: datetime | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AttemptRecord:
-    """One try; without `ended_at` it is under way, or in doubt."""
-
-    delivery_id: UUID
-    number: int
-    started_at: datetime
-    ended_at: datetime | None
-    is_sent: bool
-    reply: str
-    reason: str
 
 
 _RECORD = tuple(delivery_table.c[name] for name in DeliveryRecord.__slots__)

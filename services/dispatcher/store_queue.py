@@ -1,4 +1,4 @@
-"""Taking turns: claiming what is to be sent, recording what came of it. SQL only; every function runs in the caller's tx.
+"""Taking turns: claiming what is to be sent, recording what came of it. SQL only, in the caller's transaction.
 
 A claim is a row lock for the length of one transaction, and after that a date: `claimable_at`, on the database's clock.
 Claims are fenced by the attempt's number: what is recorded for an attempt that is no longer the one under way changes
@@ -77,7 +77,8 @@ _RENEW = """
 
 _GIVE_BACK = """
     WITH mine AS (
-        SELECT * FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(numbers)s::integer[]) AS mine (tenant, id, number)),
+        SELECT * FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(numbers)s::integer[])
+            AS mine (tenant, id, number)),
     freed AS (
         UPDATE queue SET attempt = 0, claimed_by = '', claimable_at = statement_timestamp()
         FROM mine WHERE queue.tenant = mine.tenant AND queue.delivery_id = mine.id AND queue.attempt = mine.number
@@ -85,7 +86,8 @@ _GIVE_BACK = """
     forgotten AS (
         DELETE FROM attempt USING freed WHERE attempt.tenant = freed.tenant
             AND attempt.delivery_id = freed.delivery_id AND attempt.number = freed.number)
-    UPDATE delivery SET attempts = freed.number - 1, state = CASE WHEN freed.number = 1 THEN %(pending)s ELSE %(retrying)s END
+    UPDATE delivery SET attempts = freed.number - 1,
+        state = CASE WHEN freed.number = 1 THEN %(pending)s ELSE %(retrying)s END
     FROM freed WHERE delivery.tenant = freed.tenant AND delivery.id = freed.delivery_id"""
 
 _BACKLOG = """
@@ -168,7 +170,9 @@ def _keys(candidates: Sequence[Candidate]) -> dict[str, Any]:
 
 
 def _candidate(row: tuple[Any, ...]) -> Candidate:
-    tenant, delivery_id, attempt, digest_id, subscriber, channel, address, subject, html, text, json, expires_at = row[:12]
+    tenant, delivery_id, attempt, digest_id, subscriber, channel, address, subject, html, text, json, expires_at = row[
+        :12
+    ]
     attempts, budget, created_at, fresh_since, claimed_at, is_suppressed = row[12:]
     return Candidate(
         delivery=Delivery(

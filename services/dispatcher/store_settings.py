@@ -1,11 +1,11 @@
 """Suppressions, and the keys of calls that may be repeated. SQL only; every function runs in the caller's tx."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from libs.errors import AlreadyExists
 from libs.postgres import Transaction
+from services.dispatcher.records import Suppression
 
 _PUT = """
     INSERT INTO suppression (tenant, channel, address, reason, created_at)
@@ -21,16 +21,6 @@ _DELETE = """
 _LIST = """
     SELECT channel, address, reason, created_at FROM suppression
     WHERE tenant = %s AND (channel, address) > (%s, %s) ORDER BY channel, address LIMIT %s"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Suppression:
-    """An address that gets nothing."""
-
-    channel: str
-    address: str
-    reason: str
-    created_at: datetime
 
 
 class SuppressionStore:
@@ -84,7 +74,8 @@ class KeyStore:
         where = (tenant, method, key)
         if await cursor.fetchone() is None:
             cursor = await tx.raw.execute(
-                "SELECT fingerprint, response FROM idempotency_key WHERE tenant = %s AND method = %s AND key = %s", where
+                "SELECT fingerprint, response FROM idempotency_key WHERE tenant = %s AND method = %s AND key = %s",
+                where,
             )
             row = await cursor.fetchone()
             assert row is not None
@@ -95,15 +86,16 @@ class KeyStore:
             return bytes(row[1])
         response = await work()
         await tx.raw.execute(
-            "UPDATE idempotency_key SET response = %s WHERE tenant = %s AND method = %s AND key = %s", (response, *where)
+            "UPDATE idempotency_key SET response = %s WHERE tenant = %s AND method = %s AND key = %s",
+            (response, *where),
         )
         return response
 
     async def forget(self, tx: Transaction, *, older_than: timedelta, limit: int) -> int:
         """Delete at most `limit` keys that are older, on the database's clock; returns how many."""
         cursor = await tx.raw.execute(
-            "DELETE FROM idempotency_key WHERE (tenant, method, key) IN (SELECT tenant, method, key FROM idempotency_key"
-            " WHERE stored_at < clock_timestamp() - %s ORDER BY stored_at LIMIT %s)",
+            "DELETE FROM idempotency_key WHERE (tenant, method, key) IN"
+            " (SELECT tenant, method, key FROM idempotency_key WHERE stored_at < clock_timestamp() - %s ORDER BY stored_at LIMIT %s)",
             (older_than, limit),
         )
         return cursor.rowcount

@@ -9,6 +9,7 @@ from typing import Protocol
 from uuid import UUID
 
 from carillon.link.v1 import link_pb2
+
 from libs.clock import Clock
 from libs.ids import derived_id
 from libs.links.frames import Addressed, OutgoingFrame

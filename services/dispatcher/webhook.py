@@ -1,11 +1,11 @@
-"""The channel `webhook`: an HTTP POST, signed as Standard Webhooks asks (https://www.standardwebhooks.com), never followed.
+"""The channel `webhook`: an HTTP POST, signed as Standard Webhooks asks (https://www.standardwebhooks.com).
 
 Whoever subscribes a webhook chooses where this process connects to. So the address is judged at the last possible
 moment, when the socket is made: whatever the name resolved to, however the number was written, and again for each
 connection, so that a name that changes its mind between looking and leaping gains nothing. Redirects are not followed
 and proxies are not used, because both would connect past that check.
 
-An answer that was lost on the way leaves the attempt in doubt; the receiver recognises the second copy by its webhook-id.
+An answer that was lost on the way leaves the attempt in doubt; receivers recognise the second copy by its webhook-id.
 """
 
 import asyncio

@@ -104,7 +104,7 @@ def test_request_travels_to_every_other_carrier_and_back(tmp_path: Path, monkeyp
     assert _messages(expected, "desk.UA") == _messages(expected, "desk.B6") == []
     assert _messages(expected, f"passenger.{flight}") == [
         ("2013-07-03 00:00", ("rebooking/response DL",)),
-        ("2013-07-05 20:00", (f"rebooking/summary {flight}",)),
+        ("2013-07-05 20:00", (f"rebooking/summary {flight} 1",)),
     ]
 
 

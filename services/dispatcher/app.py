@@ -1,0 +1,82 @@
+"""Wires the dispatcher: the only place that constructs. A new channel is one module and one line in `channels_of`."""
+
+from collections.abc import Mapping
+
+from libs.backoff import Backoff
+from libs.service import Runtime, Service
+from libs.telemetry.logs import get_logger
+from services.dispatcher import metrics, rpc
+from services.dispatcher.delivery import LANES, Channel
+from services.dispatcher.log import LogChannel
+from services.dispatcher.loops import Housekeeping, SendingLoop
+from services.dispatcher.pipeline import Policy
+from services.dispatcher.room import Room
+from services.dispatcher.settings import DispatcherSettings, DispatchSettings
+from services.dispatcher.smtp import SmtpChannel
+from services.dispatcher.store_deliveries import DeliveryStore
+from services.dispatcher.store_queue import QueueStore
+from services.dispatcher.store_settings import KeyStore, SuppressionStore
+from services.dispatcher.stream import Outcomes, Stream
+from services.dispatcher.webhook import WebhookChannel
+
+log = get_logger(__name__)
+
+
+async def build(runtime: Runtime, settings: DispatcherSettings) -> Service:
+    """The dispatcher of one replica. Raises SettingsError when a file that a channel needs cannot be used."""
+    metrics.initialise()
+    queue, deliveries, keys = QueueStore(), DeliveryStore(), KeyStore()
+    channels = channels_of(settings)
+    sending = SendingLoop(
+        db=runtime.db,
+        clock=runtime.clock,
+        queue=queue,
+        outcomes=Outcomes(sender=runtime.sender, sequences=deliveries, shards=runtime.shards),
+        channels=channels,
+        policy=policy_of(settings.dispatch, frozenset(channels)),
+        room=room_of(settings.dispatch),
+        settings=settings.dispatch,
+        replica=runtime.replica,
+    )
+    stream = Stream(deliveries=deliveries, clock=runtime.clock, on_work=sending.wake)
+    service = rpc.DispatcherRpc(
+        db=runtime.db,
+        clock=runtime.clock,
+        deliveries=deliveries,
+        suppressions=SuppressionStore(),
+        keys=keys,
+        on_work=sending.wake,
+    )
+    housekeeping = Housekeeping(db=runtime.db, queue=queue, keys=keys, lanes=LANES)
+    return Service(
+        servicers=[rpc.servicer(service)],
+        apply=stream.apply,
+        loops={"housekeeping": housekeeping.run, "sending": sending.run},
+    )
+
+
+def channels_of(settings: DispatcherSettings) -> Mapping[str, Channel]:
+    """Every way out, by its name in the contract. Deliveries for others are dead as `unsupported`."""
+    webhook = WebhookChannel(settings.webhook, connections=settings.dispatch.webhook_concurrency)
+    if not webhook.is_signing:
+        log.warning("Webhooks are not signed, because there is no secret.")
+    return {"email": SmtpChannel(settings.smtp), "webhook": webhook, "log": LogChannel(write=log.info)}
+
+
+def policy_of(settings: DispatchSettings, channels: frozenset[str]) -> Policy:
+    """The rules of the pipeline."""
+    return Policy(
+        channels=channels,
+        max_attempts=settings.max_attempts,
+        max_age=settings.max_age,
+        max_retry_after=settings.max_retry_after,
+        backoff=Backoff(first=settings.backoff_first, longest=settings.backoff_longest),
+        doubt={"email": settings.email_in_doubt, "webhook": settings.webhook_in_doubt},
+    )
+
+
+def room_of(settings: DispatchSettings) -> Room:
+    """Every lane has places, also those that no channel serves, so that what is in them gets its verdict."""
+    limits = dict.fromkeys(LANES, settings.claim_deliveries)
+    limits |= {"email": settings.email_concurrency, "webhook": settings.webhook_concurrency}
+    return Room(limits=limits, per_destination=settings.destination_concurrency)
