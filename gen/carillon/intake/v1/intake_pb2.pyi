@@ -296,7 +296,7 @@ class Schedule(_message.Message):
     """The caller's kind of timer, 0-128 characters of [a-zA-Z0-9._/-]."""
     @_builtins.property
     def at_time(self) -> _timestamp_pb2.Timestamp:
-        """At this time, year 1970 to 2999."""
+        """At this time, year 1970 to 2199."""
 
     @_builtins.property
     def after(self) -> _duration_pb2.Duration:
@@ -624,7 +624,7 @@ class RescheduleRequest(_message.Message):
     def selector(self) -> Global___Selector: ...
     @_builtins.property
     def at_time(self) -> _timestamp_pb2.Timestamp:
-        """The new due time, year 1970 to 2999."""
+        """The new due time, year 1970 to 2199."""
 
     @_builtins.property
     def after(self) -> _duration_pb2.Duration:
