@@ -137,7 +137,9 @@ def _check_comprehensions(tokens: list[str]) -> frozenset[str]:
     """The names that comprehensions bind; raises BadCondition where they could take too long (see the module)."""
     bound: set[str] = set()
     found, maps, depth, ends_at = 0, 0, 0, -1
-    for before, token, after, name in zip(["", *tokens], tokens, [*tokens[1:], ""], [*tokens[2:], "", ""], strict=False):
+    for before, token, after, name in zip(
+        ["", *tokens], tokens, [*tokens[1:], ""], [*tokens[2:], "", ""], strict=False
+    ):
         is_inside = ends_at >= 0
         if token in _COMPREHENSIONS and before == "." and after == "(":
             if is_inside:
@@ -196,7 +198,14 @@ def _explained(error: Exception) -> str:
 
 
 def _type_name(value: object) -> str:
-    names = {"NoneType": "null", "str": "a string", "int": "a number", "float": "a number", "dict": "a map", "list": "a list"}
+    names = {
+        "NoneType": "null",
+        "str": "a string",
+        "int": "a number",
+        "float": "a number",
+        "dict": "a map",
+        "list": "a list",
+    }
     return names.get(type(value).__name__, type(value).__name__)
 
 

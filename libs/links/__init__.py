@@ -6,13 +6,13 @@ What is authoritative: the sender's `outbox` and the receiver's `inbox`, both in
     ──────                                     ────────
     tx: state change + outbox row
     commit
-    publish ─────────── JetStream ───────────▶ tx: inbox row (already there: no effects) + effects
+    publish ────────── JetStream ────────────▶ tx: inbox row (already there: no effects) + effects
                                                commit
                                                ack JetStream
     delete outbox row ◀─ receipt (plain NATS) ─ receipt
 
-A frame's life at the sender: *unconfirmed* (its row exists) → gone. At the receiver: unknown → applied | dead (its inbox
-row says which). There is no third place.
+A frame's life at the sender: *unconfirmed* (its row exists) → gone. At the receiver: unknown → applied | dead (its
+inbox row says which). There is no third place.
 
 What can fail, and what happens then:
 
@@ -24,11 +24,12 @@ What can fail, and what happens then:
 | receiver dies before its commit | JetStream redelivers, or the sweeper publishes again |
 | receiver dies after commit, before the receipt | frame comes again, has no effects, is receipted again with the kept results |
 | receipt is lost | the same |
-| frame can never be applied | `dead_frame` at the receiver, receipted as dead; `redrive` puts it back on its way |
-| frame comes back after the inbox forgot it | dead, because its own id says that it is older than `inbox_retention` |
+| frame can never be applied | `dead_frame` at the receiver, receipted as dead; `redrive` sends it anew |
+| frame comes back after the inbox forgot it | dead: its own id says that it is older than `inbox_retention` |
 
-The sender's replica that committed waits for the receipt where a caller asked for APPLIED (`Outbox.send_and_wait`).
+The sender's replica that committed waits for the receipt where a caller asked for APPLIED (`Sender.wait`).
 
 Easy to get wrong: acking before the commit; republishing under the same message id (JetStream's duplicate window would
-swallow it); deriving a frame's age from anything but its id; trusting the broker's delivery count across a wipe.
+swallow it); deriving a frame's age from anything but its id; counting failures by the broker's deliveries, which count
+Postgres's absences too, and begin anew with a wipe; redriving under the old id, which a late receipt may still confirm.
 """

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from carillon.link.v1 import link_pb2
+from libs.ids import id_floor, new_id
+from libs.links.frames import OutgoingFrame
+from libs.links.outbox import insert_frames
 from libs.postgres import Transaction
 
 
@@ -59,17 +63,37 @@ async def count_dead(tx: Transaction) -> int:
     return int(row[0])
 
 
-async def redrive(tx: Transaction, frame_ids: Sequence[UUID], *, receiver: str, first_sweep: timedelta) -> int:
-    """Put dead frames back on their way to `receiver`, which is the caller itself; returns how many there were.
+async def redrive(
+    tx: Transaction, frame_ids: Sequence[UUID], *, receiver: str, first_sweep: timedelta, retention: timedelta
+) -> int:
+    """Send dead frames anew to `receiver`, which is the caller itself; returns how many there were.
 
-    A frame moves to our own outbox and out of our inbox, in one transaction: from there on it is a frame like any other,
-    unconfirmed until it is applied. What is dead because of its age stays dead: its id does not get younger.
+    In one transaction a frame leaves `dead_frame` and enters our own outbox, under a new id: from there on it is a frame
+    like any other, unconfirmed until it is applied. Under its old id it stays dead, so that copies still under way have
+    no effects. Not redriven: what is no frame, and what was buried at an age above `retention` (of the inbox), because
+    it may have been applied before.
     """
     cursor = await tx.raw.execute(
-        "WITH risen AS (DELETE FROM dead_frame WHERE frame_id = ANY(%(ids)s) RETURNING *),"
-        " forgotten AS (DELETE FROM inbox WHERE frame_id IN (SELECT frame_id FROM risen))"
-        " INSERT INTO outbox (frame_id, receiver, partition, payload, headers, entries, next_publish_at)"
-        " SELECT frame_id, %(receiver)s, partition, payload, '{}', entries, clock_timestamp() + %(first)s FROM risen",
-        {"ids": list(frame_ids), "receiver": receiver, "first": first_sweep},
+        "SELECT frame_id, partition, payload, entries, buried_at FROM dead_frame"
+        " WHERE frame_id = ANY(%s) AND sender <> '' ORDER BY frame_id FOR UPDATE",
+        (list(frame_ids),),
     )
-    return cursor.rowcount
+    rows = [row for row in await cursor.fetchall() if row[0] >= id_floor(row[4] - retention)]
+    frames = []
+    for _, partition, payload, entries, _ in rows:
+        frame_id = new_id()
+        frame = link_pb2.Frame.FromString(payload)
+        frame.id = frame_id.bytes
+        frames.append(
+            OutgoingFrame(
+                id=frame_id,
+                receiver=receiver,
+                partition=partition,
+                payload=frame.SerializeToString(),
+                entries=entries,
+                headers={},
+            )
+        )
+    await insert_frames(tx, frames, first_sweep=first_sweep)
+    await tx.raw.execute("DELETE FROM dead_frame WHERE frame_id = ANY(%s)", ([row[0] for row in rows],))
+    return len(rows)

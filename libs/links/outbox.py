@@ -3,6 +3,7 @@
 Waiting times are the database's clock, never business time: a test clock must not make frames wait for hours.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,14 +17,15 @@ from libs.postgres import Transaction, copy_rows
 _COLUMNS = ("frame_id", "receiver", "partition", "payload", "headers", "entries", "next_publish_at")
 _TYPES = ("uuid", "text", "int4", "bytea", "jsonb", "int4", "timestamptz")
 
+# The subquery is an array, computed once: in a join the planner may run it again and again, each time locking others.
 _TAKE_DUE = """
     UPDATE outbox SET
         publishes = publishes + 1,
         next_publish_at = clock_timestamp()
             + least(%(longest)s, %(first)s * power(2, least(publishes, 20))) * (0.75 + random() / 4)
-    WHERE frame_id IN (
+    WHERE frame_id = ANY(ARRAY(
         SELECT frame_id FROM outbox WHERE next_publish_at <= clock_timestamp()
-        ORDER BY frame_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+        ORDER BY frame_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
     RETURNING frame_id, receiver, partition, payload, headers, entries, publishes"""
 
 
@@ -93,21 +95,25 @@ async def take_due(tx: Transaction, *, first: timedelta, longest: timedelta, lim
 async def make_all_due(tx: Transaction, receiver: str) -> None:
     """Have everything for `receiver` published again at the next sweep; for when its stream was lost."""
     await tx.raw.execute(
-        "UPDATE outbox SET next_publish_at = clock_timestamp() WHERE receiver = %s AND next_publish_at > clock_timestamp()",
+        # A row that is locked is being swept or confirmed right now, or made due by another replica.
+        "UPDATE outbox SET next_publish_at = clock_timestamp() WHERE frame_id = ANY(ARRAY("
+        "SELECT frame_id FROM outbox WHERE receiver = %s AND next_publish_at > clock_timestamp()"
+        " FOR UPDATE SKIP LOCKED))",
         (receiver,),
     )
 
 
-async def confirm(tx: Transaction, frame_ids: Sequence[UUID]) -> None:
-    """Forget frames that have their receipt; those already gone are no error."""
+async def confirm(tx: Transaction, frame_ids: Sequence[UUID]) -> Counter[str]:
+    """Forget frames that have their receipt, and count them by receiver; those already gone are no error."""
     # A lost confirmation costs one more publication, so it need not wait for the disk.
     await tx.raw.execute("SET LOCAL synchronous_commit = off")
     # In order, so that two replicas with the same receipts do not deadlock.
-    await tx.raw.execute(
-        "DELETE FROM outbox WHERE frame_id IN"
-        " (SELECT frame_id FROM outbox WHERE frame_id = ANY(%s) ORDER BY frame_id FOR UPDATE)",
+    cursor = await tx.raw.execute(
+        "DELETE FROM outbox WHERE frame_id = ANY(ARRAY("
+        "SELECT frame_id FROM outbox WHERE frame_id = ANY(%s) ORDER BY frame_id FOR UPDATE)) RETURNING receiver",
         (list(frame_ids),),
     )
+    return Counter(row[0] for row in await cursor.fetchall())
 
 
 async def backlogs(tx: Transaction) -> list[Backlog]:

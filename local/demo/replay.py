@@ -10,29 +10,59 @@ is a function of the plan alone, however fast the clock runs and whoever is kill
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from local.demo.caller import Caller
-from local.demo.pace import Pace
 from local.demo.plan import Call, Plan, Shift
 
 _JUST_BEFORE = timedelta(seconds=1)  # All of the data falls on whole minutes.
 
 
+class Clock(Protocol):
+    """Business time, on a leash. See local.demo.pace."""
+
+    def now(self) -> datetime:
+        """Business time."""
+        ...
+
+    async def let_run(self, until: datetime) -> None:
+        """Let it go on; returns at once."""
+        ...
+
+    async def reach(self, at: datetime) -> None:
+        """Wait until it has come there."""
+        ...
+
+
 class Rest(Protocol):
-    """Knows when nothing more will happen by itself."""
+    """Knows when nothing more will happen by itself. See local.demo.rest."""
 
     async def wait(self, now: datetime) -> None:
         """Return when everything due at `now` has happened, in all services."""
         ...
 
 
+class Caller(Protocol):
+    """Tells Carillon. See local.demo.caller."""
+
+    async def tell(self, calls: Sequence[Call]) -> None:
+        """Make these calls."""
+        ...
+
+    async def put_facts(self, flown: Mapping[str, int]) -> None:
+        """Tell how often each aircraft has flown."""
+        ...
+
+    async def trigger(self, end: datetime) -> None:
+        """Close the batch's windows."""
+        ...
+
+
 class Replay:
     """Replays a plan. `on_shift` hears of each shift before it begins, with its number from 0."""
 
-    def __init__(self, *, caller: Caller, pace: Pace, rest: Rest, on_shift: Callable[[int, Shift], None]) -> None:
+    def __init__(self, *, caller: Caller, pace: Clock, rest: Rest, on_shift: Callable[[int, Shift], None]) -> None:
         self._caller = caller
         self._pace = pace
         self._rest = rest

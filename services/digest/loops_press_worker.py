@@ -2,34 +2,46 @@
 
 A process of its own, because a template is a program of somebody else's: a loop without end is ended by killing it, and a
 gigabyte of output meets the limit set here before it meets the service's memory. It holds no connection and no secret.
+Its parent kills it when a request takes too long; should the parent be gone, the alarm does.
 """
 
 import json
 import resource
+import signal
 import sys
+from typing import Any
 
 from services.digest.rendering import BadTemplate, check_template, render
 from services.digest.rendering_jobs import Job, Source
 
+_GRACE_S = 1.0
+
 
 def main(memory_bytes: int) -> None:
-    """Answer until the input ends. A memory limit of 0 is none."""
-    if memory_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    """Answer until the input ends."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us by closing our input.
+    _say({"is_ready": True})
     for line in sys.stdin.buffer:
-        sys.stdout.buffer.write(json.dumps(_answer(line)).encode() + b"\n")
-        sys.stdout.buffer.flush()
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, request["limit_s"] + _GRACE_S)
+        _say(_answer(request))
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _answer(line: bytes) -> object:
-    request = json.loads(line)
-    if "check" in request:
-        try:
-            check_template(Source(*request["check"]), is_html=request["is_html"])
-        except BadTemplate as err:
-            return {"error": str(err), "line": err.line}
-        return {"error": "", "line": 0}
-    return render(Job.from_wire(request)).to_wire()
+def _say(answer: object) -> None:
+    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _answer(request: dict[str, Any]) -> object:
+    if "check" not in request:
+        return render(Job.from_wire(request["job"])).to_wire()
+    try:
+        check_template(Source(*request["check"]), is_html=request["is_html"])
+    except BadTemplate as err:
+        return {"error": str(err), "line": err.line}
+    return {"error": "", "line": 0}
 
 
 if __name__ == "__main__":

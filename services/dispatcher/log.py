@@ -1,22 +1,16 @@
 """The channel `log`: for development, a delivery is a line in the log. Pure but for the function it is given."""
 
-from typing import Protocol
+from collections.abc import Callable
 
 from services.dispatcher.delivery import Letter, Result, Sent
 
 MAX_TEXT = 1_000
 
 
-class Write(Protocol):
-    """Writes one line: a sentence and fields."""
-
-    def __call__(self, message: str, /, **fields: object) -> object: ...
-
-
 class LogChannel:
-    """Always works."""
+    """Always works. `write` takes a sentence and fields."""
 
-    def __init__(self, *, write: Write) -> None:
+    def __init__(self, *, write: Callable[..., object]) -> None:
         self._write = write
 
     async def send(self, letter: Letter) -> Result:

@@ -3,8 +3,8 @@
 - `delivery`: one row per message, from its arrival on. None of its indexes covers a column that sending changes (a
   dead letter's date excepted), so that every update stays on the row's page (HOT).
 - `queue`: one short row for each delivery that waits for its turn or is being sent, and for no other; the one index
-  that changes all the time is here, over a table that stays small. `claimable_at` is on the database's clock: until when a
-  claim holds while `attempt` is not 0, otherwise since when the delivery waits.
+  that changes all the time is here, over a table that stays small. `claimable_at` is on the database's clock:
+  until when a claim holds while `attempt` is not 0, otherwise since when the delivery waits.
 - `attempt`: one row per try, written before anything leaves; without an end it is under way, or in doubt.
 - `suppression`: addresses that get nothing. `idempotency_key`: answers to calls that may be repeated.
 

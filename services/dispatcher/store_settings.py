@@ -95,7 +95,8 @@ class KeyStore:
         """Delete at most `limit` keys that are older, on the database's clock; returns how many."""
         cursor = await tx.raw.execute(
             "DELETE FROM idempotency_key WHERE (tenant, method, key) IN"
-            " (SELECT tenant, method, key FROM idempotency_key WHERE stored_at < clock_timestamp() - %s ORDER BY stored_at LIMIT %s)",
+            " (SELECT tenant, method, key FROM idempotency_key WHERE stored_at < clock_timestamp() - %s"
+            " ORDER BY stored_at LIMIT %s)",
             (older_than, limit),
         )
         return cursor.rowcount

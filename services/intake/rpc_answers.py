@@ -28,7 +28,7 @@ class BatchResponse(Protocol):
 
     @property
     def results(self) -> _Results: ...
-    def SerializeToString(self) -> bytes: ...  # noqa: N802
+    def SerializeToString(self) -> bytes: ...
 
 
 ResponseT = TypeVar("ResponseT", bound=BatchResponse)

@@ -6,7 +6,6 @@ one comparison, instants are compared as microseconds since 1970, and paths are 
 
 import re
 from datetime import datetime, timedelta
-
 from uuid import UUID
 
 from carillon.scheduler.v1 import timer_pb2
@@ -97,7 +96,13 @@ def check_object(found: Found, field: str, text: str, most_bytes: int = MAX_PAYL
 
 
 def check_instant(
-    found: Found, field: str, timestamp: Timestamp, *, after_us: int | None = None, least_us: int = 0, most_us: int | None = None
+    found: Found,
+    field: str,
+    timestamp: Timestamp,
+    *,
+    after_us: int | None = None,
+    least_us: int = 0,
+    most_us: int | None = None,
 ) -> int:
     """A Timestamp that is set; its microseconds, -1 when it is wrong. Bounds are inclusive, `after_us` is not."""
     at_us = microseconds(timestamp)
@@ -114,7 +119,9 @@ def check_instant(
     return -1
 
 
-def check_duration(found: Found, field: str, duration: Duration, *, least: timedelta, most: timedelta) -> timedelta | None:
+def check_duration(
+    found: Found, field: str, duration: Duration, *, least: timedelta, most: timedelta
+) -> timedelta | None:
     """A Duration that is set."""
     seconds, nanos = duration.seconds, duration.nanos
     is_valid = abs(seconds) <= 1e9 and abs(nanos) < 1_000_000_000 and seconds * nanos >= 0
@@ -229,7 +236,9 @@ def check_rule(found: Found, field: str, recurrence: timer_pb2.Recurrence, now: 
     if len(found) == before:
         try:
             if next_after(_rule_of(recurrence, now), now) is None:
-                found.append(FieldViolation(f"{field}.{recurrence.WhichOneof('rule')}", "has no occurrence from now on"))
+                found.append(
+                    FieldViolation(f"{field}.{recurrence.WhichOneof('rule')}", "has no occurrence from now on")
+                )
         except BadRule as error:
             found.append(FieldViolation(f"{field}.{error.field}", str(error)))
 

@@ -76,9 +76,7 @@ class Entries(Protocol):
     def timeline(
         self, tenant: str, run_id: UUID, *, timeline: str, entity: str, anchor_time: Timestamp
     ) -> Addressed: ...
-    def trigger(
-        self, tenant: str, *, batch: str, start_time: Timestamp | None, end_time: Timestamp
-    ) -> Addressed: ...
+    def trigger(self, tenant: str, *, batch: str, start_time: Timestamp | None, end_time: Timestamp) -> Addressed: ...
 
 
 def notify(
@@ -229,9 +227,7 @@ def start_timeline(
         anchor_time = item.anchor_time if item.HasField("anchor_time") else now_time
         anchor_us = checks.microseconds(anchor_time)
         run_id = derived_id("timeline-run", tenant, item.timeline, item.entity, anchor_us)
-        entry = entries.timeline(
-            tenant, run_id, timeline=item.timeline, entity=item.entity, anchor_time=anchor_time
-        )
+        entry = entries.timeline(tenant, run_id, timeline=item.timeline, entity=item.entity, anchor_time=anchor_time)
         answer.accept(run_id, (entry,))
     return answer
 
@@ -276,9 +272,7 @@ def _check_ids(found: checks.Found, texts: Sequence[str]) -> list[UUID]:
     return ids
 
 
-def trigger(
-    request: intake_pb2.TriggerBatchRequest, *, tenant: str, now: datetime, entries: Entries
-) -> TriggerAnswer:
+def trigger(request: intake_pb2.TriggerBatchRequest, *, tenant: str, now: datetime, entries: Entries) -> TriggerAnswer:
     """A batch's trigger. Raises InvalidArgument."""
     violations = Violations()
     found: list[FieldViolation] = []

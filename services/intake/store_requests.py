@@ -22,7 +22,19 @@ _REQUEST_COLUMNS = (
     *("tenant", "id", "batch", "customer", "item", "providers", "payload"),
     *("submitted_at", "answer_by", "state", "responses"),
 )
-_REQUEST_TYPES = ("text", "uuid", "text", "text", "text", "text[]", "text", "timestamptz", "timestamptz", "int2", "int4")
+_REQUEST_TYPES = (
+    "text",
+    "uuid",
+    "text",
+    "text",
+    "text",
+    "text[]",
+    "text",
+    "timestamptz",
+    "timestamptz",
+    "int2",
+    "int4",
+)
 _RESPONSE_COLUMNS = ("tenant", "id", "request_id", "provider", "payload", "received_at")
 _RESPONSE_TYPES = ("text", "uuid", "uuid", "text", "text", "timestamptz")
 
@@ -156,9 +168,7 @@ class RequestStore:
         answers: dict[tuple[str, UUID], list[Response]] = {key: [] for key in requests}
         for tenant, *row in await cursor.fetchall():
             answers[tenant, row[0]].append(_response(row))
-        closings = [
-            Closing(tenant=key[0], request=request, answers=answers[key]) for key, request in requests.items()
-        ]
+        closings = [Closing(tenant=key[0], request=request, answers=answers[key]) for key, request in requests.items()]
         await tx.raw.execute(_CLOSE, keys | {"states": [one.state.value for one in closings], "now": now})
         return closings
 
@@ -258,6 +268,4 @@ def _request(row: Sequence[Any]) -> Request:
 
 def _response(row: Sequence[Any]) -> Response:
     request_id, response_id, provider, payload, received_at = row
-    return Response(
-        id=response_id, request_id=request_id, provider=provider, payload=payload, received_at=received_at
-    )
+    return Response(id=response_id, request_id=request_id, provider=provider, payload=payload, received_at=received_at)

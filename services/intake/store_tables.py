@@ -5,7 +5,6 @@ No index has a column that changes: `request.state`, `responses` and `closed_at`
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     Column,
     Index,
     Integer,

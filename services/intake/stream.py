@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 from uuid import UUID
 
 from carillon.link.v1 import link_pb2
+
 from libs.clock import Clock
 from libs.errors import Unavailable
 from libs.links.frames import Addressed, OutgoingFrame, Position
@@ -117,9 +118,7 @@ class Acceptance:
         self._sender = sender
         self._store = store
 
-    async def accept(
-        self, command: Command, prepare: Callable[[Transaction], Awaitable[AnswerT]]
-    ) -> AnswerT | bytes:
+    async def accept(self, command: Command, prepare: Callable[[Transaction], Awaitable[AnswerT]]) -> AnswerT | bytes:
         """Accept a command; returns its answer, or the serialized one of the call that it repeats.
 
         `prepare` makes the state changes and the entries, in the transaction. Raises ResourceExhausted when a link is

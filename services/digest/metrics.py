@@ -1,0 +1,45 @@
+"""What digest tells Prometheus. Labels are states, reasons and outcomes: fixed words, never ids."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from services.digest.catalog import ItemState
+
+REASONS = (
+    *("off", "no_address", "no_subscriber", "unknown_type", "unknown_subscriber", "unknown_cadence", "cadence_over"),
+    "subscriber_deleted",
+)
+
+NOTIFICATIONS = Counter("carillon_digest_notifications_total", "Notifications taken over.")
+ITEMS = Counter(
+    "carillon_digest_items_total", "Items that entered a state: notification × subscriber × choice.", ["state", "reason"]
+)
+WINDOWS_OPENED = Counter("carillon_digest_windows_opened_total", "Windows opened, those of items sent alone left out.")
+OPEN_WINDOWS = Gauge("carillon_digest_open_windows", "Windows that take items, exact.")
+CLOSING_WINDOWS = Gauge("carillon_digest_closing_windows", "Windows that wait to be rendered, exact.")
+OVERDUE_SECONDS = Gauge(
+    "carillon_digest_overdue_seconds",
+    "Business time since the due time of the longest waiting window that is overdue, open or closing; 0 without any.",
+)
+DIGESTS = Counter("carillon_digest_rendered_total", "Windows closed, by what came of them.", ["result"])
+RENDER_SECONDS = Histogram(
+    "carillon_digest_render_seconds",
+    "Time to close one batch of windows: claim, render, hand over, commit.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+TEMPLATE_FAILURES = Counter(
+    "carillon_digest_template_failures_total", "Digests for which a tenant's template failed and the built-in one stood in."
+)
+PRESS_JAMS = Counter("carillon_digest_press_jams_total", "Rendering processes killed over time or memory.")
+OUTCOMES = Counter("carillon_digest_delivery_outcomes_total", "Outcomes reported by the dispatcher.", ["outcome"])
+
+RESULTS = ("sent", "empty", "no_address", "subscriber_deleted", "dead")
+
+for _state in ItemState:
+    if _state is not ItemState.SUPPRESSED:
+        ITEMS.labels(_state.name.lower(), "")
+for _reason in REASONS:
+    ITEMS.labels(ItemState.SUPPRESSED.name.lower(), _reason)
+for _result in RESULTS:
+    DIGESTS.labels(_result)
+for _outcome in ("sent", "dead", "suppressed", "held", "expired"):
+    OUTCOMES.labels(_outcome)

@@ -1,0 +1,35 @@
+"""Puts intake together."""
+
+from libs.service import Runtime, Service
+from services.intake import metrics
+from services.intake.loops import Pruning
+from services.intake.rpc import IntakeRpc, servicer
+from services.intake.settings import ServiceSettings
+from services.intake.store import CommandStore
+from services.intake.store_requests import RequestStore
+from services.intake.stream import Acceptance, Closings
+from services.intake.stream_entries import Entries
+
+
+async def build(runtime: Runtime, settings: ServiceSettings) -> Service:
+    """See libs.service.Build."""
+    metrics.initialise()
+    commands, requests, entries = CommandStore(), RequestStore(), Entries(shards=runtime.shards)
+    rpc = IntakeRpc(
+        db=runtime.db,
+        clock=runtime.clock,
+        acceptance=Acceptance(db=runtime.db, sender=runtime.sender, store=commands),
+        entries=entries,
+        requests=requests,
+        answer_margin=settings.intake.answer_margin,
+    )
+    closings = Closings(
+        clock=runtime.clock, sender=runtime.sender, sequences=commands, requests=requests, entries=entries
+    )
+    pruning = Pruning(
+        db=runtime.db,
+        store=commands,
+        retention=settings.intake.idempotency_retention,
+        interval=settings.intake.prune_interval,
+    )
+    return Service(servicers=[servicer(rpc)], apply=closings.apply, loops={"prune": pruning.run})
