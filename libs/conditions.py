@@ -3,12 +3,12 @@
     compile_condition("!has(facts.paid) || !facts.paid").decide(facts, timer, now).holds
 
 Intake compiles what callers send, so that a bad expression is refused before anything is stored; the scheduler decides
-with the same code at fire time. Evaluation is by common-expression-language (CEL in Rust; 100,000 decisions/s measured).
+with the same code at fire time. Evaluation is by common-expression-language, CEL in Rust (100,000 decisions/s).
 
 What callers should know:
 - A fact that is not there is an error, not false: write `has(facts.paid) && facts.paid`. `has(a.b.c)` is an error where
   `a.b` is no object. What cannot be decided does not hold, and the verdict says why.
-- `timer` has `entity`, `type` and `due`; `now` and `timer.due` are timestamps in UTC: `now - timer.due < duration('1h')`.
+- `timer` has `entity`, `type` and `due`; `now` and `timer.due` are UTC timestamps: `now - timer.due < duration('1h')`.
 - Facts come from JSON: whole numbers are int, others double; times are strings, so `timestamp(facts.since) < now`.
 
 CEL always ends, but need not end soon, and the library has no budget: nested comprehensions multiply, and a chain of
@@ -24,7 +24,7 @@ of the verdict.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -52,6 +52,8 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _COMPREHENSIONS = frozenset({"all", "exists", "exists_one", "existsOne", "map", "filter"})
+_OPENING = frozenset("([{")
+_CLOSING = frozenset(")]}")
 _PARSE_ERROR = re.compile(r"ERROR: <input>:(\d+):(\d+): (.+)")
 
 
@@ -61,7 +63,7 @@ class BadCondition(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a condition came to. `error` (at most 2,048 characters) is why it could not be decided; then `holds` is false.
+    """What a condition came to. `error` (at most 2,048 characters): why it could not be decided; then `holds` is false.
 
     `facts_read` are the facts the expression names, None for one that is not there; all facts where it reads the whole
     map or computes a name.
@@ -100,7 +102,7 @@ class Condition:
 
 @lru_cache(maxsize=4_096)
 def compile_condition(text: str) -> Condition:
-    """The condition in `text`; raises BadCondition when it is not one. Compiled once per text while the cache holds it."""
+    """The condition in `text`; raises BadCondition when it is none. Compiled once while the cache holds it."""
     if not 1 <= len(text) <= MAX_CHARACTERS:
         raise BadCondition(f"must be 1-{MAX_CHARACTERS:,} characters, got {len(text):,}")
     try:
@@ -122,8 +124,8 @@ def compile_condition(text: str) -> Condition:
 
 
 def _check_constant(condition: Condition) -> None:
-    """Without variables the answer is known already: an error, or a value that is no bool, would never be anything else."""
-    verdict = condition.decide({}, {}, datetime.min)
+    """Without variables the answer is known already: an error, or a value that is no bool, would always be one."""
+    verdict = condition.decide({}, {}, datetime.min.replace(tzinfo=UTC))
     if verdict.error is not None:
         raise BadCondition(verdict.error)
 
@@ -137,19 +139,17 @@ def _check_comprehensions(tokens: list[str]) -> frozenset[str]:
     """The names that comprehensions bind; raises BadCondition where they could take too long (see the module)."""
     bound: set[str] = set()
     found, maps, depth, ends_at = 0, 0, 0, -1
-    for before, token, after, name in zip(
-        ["", *tokens], tokens, [*tokens[1:], ""], [*tokens[2:], "", ""], strict=False
-    ):
+    for index, word in enumerate(tokens):
         is_inside = ends_at >= 0
-        if token in _COMPREHENSIONS and before == "." and after == "(":
+        if word in _COMPREHENSIONS and tokens[index - 1 : index] == ["."] and tokens[index + 1 : index + 2] == ["("]:
             if is_inside:
-                raise BadCondition(f"must not have .{token}() inside of another comprehension")
-            found, maps, ends_at = found + 1, maps + (token == "map"), depth
-            bound.add(name)
-        elif token == "matches" and is_inside:
+                raise BadCondition(f"must not have .{word}() inside of another comprehension")
+            found, maps, ends_at = found + 1, maps + (word == "map"), depth
+            bound.update(tokens[index + 2 : index + 3])
+        elif word == "matches" and is_inside:
             raise BadCondition("must not use matches() inside of a comprehension")
-        depth += (token in "([{") - (token in ")]}")
-        if is_inside and token == ")" and depth == ends_at:
+        depth += (word in _OPENING) - (word in _CLOSING)
+        if is_inside and word == ")" and depth == ends_at:
             ends_at = -1
     if found > MAX_COMPREHENSIONS or maps > 1:
         raise BadCondition(f"must not have more than {MAX_COMPREHENSIONS} comprehensions, and one .map()")
@@ -159,8 +159,8 @@ def _check_comprehensions(tokens: list[str]) -> frozenset[str]:
 def _facts_named(tokens: list[str]) -> frozenset[str] | None:
     """The facts an expression names, as facts.x, facts["x"] or "x" in facts; None when it may read any."""
     named: set[str] = set()
-    for index, token in enumerate(tokens):
-        if token != "facts" or tokens[max(index - 1, 0)] == ".":
+    for index, word in enumerate(tokens):
+        if word != "facts" or tokens[max(index - 1, 0)] == ".":
             continue
         match tokens[index + 1 : index + 4]:
             case [".", name, *rest] if rest[:1] != ["("]:

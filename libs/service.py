@@ -1,8 +1,8 @@
 """The bootstrap that all four services share: settings in, a running process out.
 
-Each service says in its `app.build` what it is made of; everything around that is the same and lives here: logs, traces,
-Postgres, NATS, the clock, the links, the gRPC server, the HTTP port. Things start in the order in which they need each
-other and close in reverse: first no new calls, then no new frames, then the rest.
+Each service says in its `app.build` what it is made of; everything around that is the same and lives here: logs,
+traces, Postgres, NATS, the clock, the links, the gRPC server, the HTTP port. Things start in the order in which they
+need each other and close in reverse: first no new calls, then no new frames, then the rest.
 """
 
 import logging
@@ -103,7 +103,7 @@ class Build(Protocol[SettingsT]):  # type: ignore[misc]
 def main(
     *, service: str, receivers: Sequence[str], settings: type[SettingsT], build: Build[SettingsT], directory: Path
 ) -> NoReturn:
-    """The `__main__` of a service: `serve` (default) or `migrate`. `directory` is the service's own, with migrations/."""
+    """The `__main__` of a service: `serve` (default) or `migrate`. `directory` is its own, with migrations/."""
     command = sys.argv[1] if len(sys.argv) > 1 else "serve"
     if command == "migrate":
         _migrate(service, directory / "migrations")
@@ -165,11 +165,8 @@ async def _serve(
         add_build_info(REGISTRY, service=service, version=_version())
 
         async def readiness() -> dict[str, str | None]:
-            return {
-                "postgres": None if await db.is_alive() else "Postgres does not answer",
-                # Not a reason to turn callers away: commands are durable without NATS, and wait in the outbox (R1).
-                "nats": None,
-            }
+            # NATS is no reason to turn callers away: commands are durable without it, and wait in the outbox (R1).
+            return {"postgres": None if await db.is_alive() else "Postgres does not answer"}
 
         await life.enter(TelemetryHttp(settings.http, registry=REGISTRY, readiness=readiness))
         log.info("Ready.", extra={"replica": replica, "grpc": server.address})
@@ -190,7 +187,8 @@ async def _start_clock(life: Lifecycle, db: Database, settings: BaseSettings) ->
 def _refuse_old_schema(service: str, settings: PostgresSettings, directory: Path) -> None:
     if pending := migrations.pending_revisions(settings, service, directory):
         raise FailedPrecondition(
-            f"The schema {service!r} lacks the revisions {', '.join(pending)}: run `python -m services.{service} migrate` first.",
+            f"The schema {service!r} lacks the revisions {', '.join(pending)}:"
+            f" run `python -m services.{service} migrate` first.",
             reason="SCHEMA_TOO_OLD",
         )
 

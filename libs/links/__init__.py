@@ -22,7 +22,7 @@ What can fail, and what happens then:
 | sender dies after commit, before publishing | a sweeper of any replica publishes after `republish_after` |
 | JetStream loses, delays or duplicates the message | sweeper publishes again; the inbox drops what it has seen |
 | receiver dies before its commit | JetStream redelivers, or the sweeper publishes again |
-| receiver dies after commit, before the receipt | frame comes again, has no effects, is receipted again with the kept results |
+| receiver dies after commit, before the receipt | frame comes again, has no effects, gets the same receipt |
 | receipt is lost | the same |
 | frame can never be applied | `dead_frame` at the receiver, receipted as dead; `redrive` sends it anew |
 | frame comes back after the inbox forgot it | dead: its own id says that it is older than `inbox_retention` |

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from carillon.link.v1 import link_pb2
+
 from libs.ids import id_floor, new_id
 from libs.links.frames import OutgoingFrame
 from libs.links.outbox import insert_frames
@@ -68,10 +69,10 @@ async def redrive(
 ) -> int:
     """Send dead frames anew to `receiver`, which is the caller itself; returns how many there were.
 
-    In one transaction a frame leaves `dead_frame` and enters our own outbox, under a new id: from there on it is a frame
-    like any other, unconfirmed until it is applied. Under its old id it stays dead, so that copies still under way have
-    no effects. Not redriven: what is no frame, and what was buried at an age above `retention` (of the inbox), because
-    it may have been applied before.
+    In one transaction a frame leaves `dead_frame` and enters our own outbox, under a new id: from there on it is a
+    frame like any other, unconfirmed until it is applied. Under its old id it stays dead, so that copies still under
+    way have no effects. Not redriven: what is no frame, and what was older than the inbox's `retention` when it was
+    buried, because it may have been applied before.
     """
     cursor = await tx.raw.execute(
         "SELECT frame_id, partition, payload, entries, buried_at FROM dead_frame"

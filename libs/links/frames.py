@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from carillon.link.v1 import link_pb2
 from google.protobuf.message import DecodeError
 
-from carillon.link.v1 import link_pb2
 from libs.ids import new_id
 
 MAX_FRAME_ENTRIES = 1_000

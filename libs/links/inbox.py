@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from carillon.link.v1 import link_pb2
+
 from libs.errors import Unavailable
 from libs.ids import id_floor
 from libs.postgres import Transaction

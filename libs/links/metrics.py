@@ -15,7 +15,7 @@ PUBLISH_FAILURES = Counter("carillon_link_publish_failures_total", "Publications
 REPUBLISHED_FRAMES = Counter(
     "carillon_link_republished_frames_total", "Frames a sweeper published again.", ["receiver"]
 )
-CONFIRMED_FRAMES = Counter("carillon_link_confirmed_frames_total", "Receipts received.", ["receiver"])
+CONFIRMED_FRAMES = Counter("carillon_link_confirmed_frames_total", "Frames deleted on their receipt.", ["receiver"])
 APPLIED_FRAMES = Counter("carillon_link_applied_frames_total", "Frames applied for the first time.", ["sender"])
 APPLIED_ENTRIES = Counter(
     "carillon_link_applied_entries_total", "Entries in frames applied for the first time.", ["sender"]

@@ -95,10 +95,10 @@ async def take_due(tx: Transaction, *, first: timedelta, longest: timedelta, lim
 async def make_all_due(tx: Transaction, receiver: str) -> None:
     """Have everything for `receiver` published again at the next sweep; for when its stream was lost."""
     await tx.raw.execute(
-        # A row that is locked is being swept or confirmed right now, or made due by another replica.
+        # In order, as `confirm`, with which it would deadlock otherwise.
         "UPDATE outbox SET next_publish_at = clock_timestamp() WHERE frame_id = ANY(ARRAY("
         "SELECT frame_id FROM outbox WHERE receiver = %s AND next_publish_at > clock_timestamp()"
-        " FOR UPDATE SKIP LOCKED))",
+        " ORDER BY frame_id FOR UPDATE))",
         (receiver,),
     )
 

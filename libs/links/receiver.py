@@ -1,11 +1,11 @@
 """The receiver's half of a link: takes frames, has them applied exactly once, acks and receipts after the commit.
 
-A service gives an `apply` function: it gets a transaction and frames never seen before, and makes their effects in that
-transaction. What it returns says what to tell the sender and what to send on. It may be called again with the same
+A service gives an `apply` function: it gets a transaction and frames never seen before, and makes their effects in
+that transaction. What it returns says what to tell the sender and what to send on. It may be called again with the same
 frames after a rollback, so it must have no effects outside of the transaction.
 
 One bad frame does not hold up the others: when a group fails, each frame is tried alone; a frame that is wrong in
-itself, or has failed `MAX_DELIVERIES` times for a reason nobody foresaw, is put aside (dead_frame) and receipted as dead.
+itself, or has failed `MAX_FAILURES` times for a reason nobody foresaw, is put aside (dead_frame) and receipted as dead.
 Passing failures (Postgres away, deadlock) hand the frames back and never count against them.
 """
 
@@ -20,8 +20,9 @@ from typing import Protocol
 from uuid import UUID
 
 from carillon.link.v1 import link_pb2
+
 from libs.errors import InvalidArgument, Unavailable
-from libs.ids import derived_id
+from libs.ids import derived_id, id_floor
 from libs.links import dead, inbox, metrics
 from libs.links.frames import REPLY_HEADER, BadFrame, OutgoingFrame, all_subjects, parse_frame, stream_name
 from libs.postgres import Database, Transaction, is_transient
@@ -34,7 +35,9 @@ log = logging.getLogger(__name__)
 Receipt = link_pb2.Receipt
 EntryResult = link_pb2.EntryResult
 
-MAX_DELIVERIES = 5
+MAX_FAILURES = 5
+"""Attempts that may fail for a reason nobody foresaw. Counted per process: forgetting only means more attempts."""
+
 ACK_WAIT = timedelta(seconds=30)
 MAX_ACK_PENDING = 4_096
 MAX_REASON = 2_048
@@ -43,6 +46,7 @@ MAX_GROUP_ENTRIES = 8_000
 
 _HOUSEKEEPING_INTERVAL_S = 60.0
 _FORGET_ROWS = 10_000
+_COUNTED_FRAMES = 10_000
 
 
 class PoisonFrame(Exception):
@@ -98,7 +102,10 @@ Apply = Callable[[Transaction, Sequence[IncomingFrame]], Awaitable[Applied]]
 
 
 class Receiver:
-    """Takes one service's frames; several replicas share the work. `publish` is called with `outgoing` after the commit."""
+    """Takes one service's frames; several replicas share the work.
+
+    `publish` is called with what `apply` has to send on, after the commit.
+    """
 
     def __init__(
         self,
@@ -161,7 +168,7 @@ class Receiver:
                 applied = await self._apply_traced(tx, fresh) if fresh else Applied()
                 receipts = known.receipts | receipts_of(fresh, applied.results)
                 await inbox.keep_results(tx, {i: r for i, r in receipts.items() if i in known.fresh and r.results})
-        except Exception as err:  # Outermost frame of one attempt: the error decides what becomes of the frames.
+        except Exception as err:  # noqa: BLE001 — outermost frame of an attempt: the error decides about its frames.
             return err
         self._publish(applied.outgoing)
         await self.settlement.settle(frames, receipts, fresh)
@@ -195,6 +202,7 @@ class Settlement:
         self._bus = bus
         self._service = service
         self._settings = settings
+        self._failures: dict[UUID, int] = {}
 
     async def parse(self, messages: Sequence[Message]) -> list[IncomingFrame]:
         """The frames in messages, each id once; what is no frame is put aside."""
@@ -213,17 +221,19 @@ class Settlement:
 
     async def admit(self, tx: Transaction, frames: Sequence[IncomingFrame]) -> Admission:
         """Claim frames in `tx`; those too old to be judged are put aside here."""
-        floor = await inbox.oldest_known(tx, self._settings.inbox_retention)
+        if not frames:
+            return Admission(fresh=frozenset(), receipts={})
         fresh = await inbox.admit(tx, [one.id for one in frames])
         receipts = await inbox.kept_receipts(tx, [one.id for one in frames if one.id not in fresh])
-        too_old = [one for one in frames if one.id in fresh and one.id < floor]
+        floor = id_floor(min(fresh.values()) - self._settings.inbox_retention) if fresh else None
+        too_old = [one for one in frames if floor is not None and one.id in fresh and one.id < floor]
         for one in too_old:
             receipts[one.id] = await self._bury(
                 tx,
                 one,
                 f"older than the inbox remembers ({self._settings.inbox_retention}); it may have been applied before",
             )
-        return Admission(fresh=frozenset(fresh - {one.id for one in too_old}), receipts=receipts)
+        return Admission(fresh=frozenset(fresh.keys() - {one.id for one in too_old}), receipts=receipts)
 
     async def settle(
         self, frames: Sequence[IncomingFrame], receipts: Mapping[UUID, link_pb2.Receipt], fresh: Sequence[IncomingFrame]
@@ -236,6 +246,7 @@ class Settlement:
         replies: defaultdict[str, list[link_pb2.Receipt]] = defaultdict(list)
         for one in frames:
             receipt = receipts[one.id]
+            self._failures.pop(one.id, None)
             if one.id not in fresh_ids and receipt.verdict == inbox.APPLIED:
                 metrics.DUPLICATE_FRAMES.labels(one.frame.sender).inc()
             await one.message.ack()
@@ -249,7 +260,7 @@ class Settlement:
         for one in frames:
             deliveries = one.message.num_delivered
             if not is_transient(error) and (
-                isinstance(error, PoisonFrame | InvalidArgument) or deliveries >= MAX_DELIVERIES
+                isinstance(error, PoisonFrame | InvalidArgument) or self._count_failure(one.id) >= MAX_FAILURES
             ):
                 await self._bury_alone(one, error)
                 continue
@@ -262,17 +273,38 @@ class Settlement:
             await one.message.nak(min(timedelta(seconds=0.1) * 2 ** min(deliveries, 8), timedelta(seconds=15)))
 
     async def run_housekeeping(self) -> None:
-        """Forget inbox rows past retention and count what is dead, until cancelled."""
+        """Keep house until cancelled."""
         while True:
             try:
-                async with self._db.transaction() as tx:
-                    await inbox.forget_old(
-                        tx, self._settings.inbox_retention, slack=timedelta(hours=1), limit=_FORGET_ROWS
-                    )
-                    metrics.DEAD_FRAMES_KEPT.set(await dead.count_dead(tx))
+                await self.keep_house_once()
             except Exception:  # Outermost frame of a loop that must go on.
                 log.warning("Link housekeeping failed; trying again.", exc_info=True)
             await asyncio.sleep(_HOUSEKEEPING_INTERVAL_S)
+
+    async def keep_house_once(self) -> int:
+        """Forget inbox rows past retention, all there are, and count what is dead; returns how many were forgotten."""
+        forgotten = 0
+        while True:
+            async with self._db.transaction() as tx:
+                rows = await inbox.forget_old(
+                    tx, self._settings.inbox_retention, slack=timedelta(hours=1), limit=_FORGET_ROWS
+                )
+            forgotten += rows
+            if rows < _FORGET_ROWS:
+                break
+        async with self._db.read() as tx:
+            metrics.DEAD_FRAMES_KEPT.set(await dead.count_dead(tx))
+        return forgotten
+
+    def _count_failure(self, frame_id: UUID) -> int:
+        """One more failure of a frame that nobody foresaw; returns how many there were.
+
+        Not the broker's count of deliveries: that counts Postgres's absences, and begins anew with every copy.
+        """
+        if len(self._failures) >= _COUNTED_FRAMES and frame_id not in self._failures:
+            self._failures.pop(next(iter(self._failures)))
+        self._failures[frame_id] = self._failures.get(frame_id, 0) + 1
+        return self._failures[frame_id]
 
     async def _bury_alone(self, one: IncomingFrame, error: Exception) -> None:
         try:

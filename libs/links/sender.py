@@ -19,10 +19,10 @@ from datetime import timedelta
 from typing import Protocol, TypeVar
 from uuid import UUID
 
+from carillon.link.v1 import link_pb2
 from google.protobuf.message import DecodeError
 
-from carillon.link.v1 import link_pb2
-from libs.errors import ResourceExhausted, Unavailable
+from libs.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from libs.links import metrics, outbox
 from libs.links.frames import (
     REPLY_HEADER,
@@ -47,6 +47,9 @@ PUBLISHERS = 32
 """Publications under way at once. One at a time waits a whole fsync of JetStream each; more than this gain nothing."""
 
 _QUEUE_FRAMES = 10_000
+_QUEUE_BYTES = 64 << 20
+"""What waits to be published in this process; what is above this the sweeper publishes (INV-9)."""
+
 _CONFIRM_FRAMES = 1_000
 _STATS_INTERVAL_S = 1.0
 
@@ -71,12 +74,13 @@ class Sender:
         self._receivers = tuple(receivers)
         self._settings = settings
         self._reply_to = receipt_subject(service, replica)
-        self._queue: asyncio.Queue[tuple[OutgoingFrame, str]] = asyncio.Queue(_QUEUE_FRAMES)
+        self._queue: asyncio.Queue[OutgoingFrame] = asyncio.Queue(_QUEUE_FRAMES)
+        self._queued_bytes = 0
         self._waiting: dict[UUID, asyncio.Future[link_pb2.Receipt]] = {}
         self._confirmed: set[UUID] = set()
         self._has_confirmed = asyncio.Event()
-        self._sweep_now = asyncio.Event()
         self._unconfirmed: dict[str, int] = dict.fromkeys(receivers, 0)
+        self._to_republish: set[str] = set()
         for receiver in receivers:
             metrics.UNCONFIRMED_FRAMES.labels(receiver).set(0)
             metrics.OLDEST_UNCONFIRMED_SECONDS.labels(receiver).set(0)
@@ -97,7 +101,7 @@ class Sender:
         for receiver in receivers:
             if self._unconfirmed[receiver] >= self._settings.max_unconfirmed_frames:
                 raise ResourceExhausted(
-                    f"the link to {receiver} holds {self._unconfirmed[receiver]} unconfirmed frames, its limit; come back later",
+                    f"the link to {receiver} holds {self._unconfirmed[receiver]} unconfirmed frames; come back later",
                     reason="LINK_BACKLOG_FULL",
                     retry_after=timedelta(seconds=5),
                     metadata={"receiver": receiver},
@@ -110,10 +114,10 @@ class Sender:
     def publish(self, frames: Sequence[OutgoingFrame]) -> None:
         """Step 2, after the commit. When the queue is full the sweeper publishes them later."""
         for frame in frames:
-            try:
-                self._queue.put_nowait((frame, str(frame.id)))
-            except asyncio.QueueFull:
+            if self._queue.full() or self._queued_bytes > _QUEUE_BYTES:
                 return
+            self._queue.put_nowait(frame)
+            self._queued_bytes += len(frame.payload)
 
     async def wait(self, frames: Sequence[OutgoingFrame], timeout: timedelta) -> dict[UUID, link_pb2.Receipt]:
         """Publish and wait for receipts; returns those that came before `timeout` (or the receipt_timeout setting)."""
@@ -130,13 +134,27 @@ class Sender:
             for frame_id in futures:
                 self._waiting.pop(frame_id, None)
 
-    async def ensure_streams(self) -> None:
-        """Have the receivers' streams exist; where one had vanished, publish everything for it again."""
+    async def ensure_streams(self) -> bool:
+        """Have the receivers' streams exist; publish everything again where one had vanished or could not be reached.
+
+        Raises Unavailable when NATS or Postgres is away.
+        """
         for receiver in self._receivers:
-            if await self._bus.ensure_stream(stream_name(receiver), [all_subjects(receiver)]):
+            try:
+                is_news = await self._bus.ensure_stream(stream_name(receiver), [all_subjects(receiver)])
+            except Unavailable:
+                self._to_republish.update(self._receivers)
+                raise
+            except FailedPrecondition as err:  # Somebody else made it, otherwise. It may do all the same.
+                log.error("A stream is not as it should be.", extra={"receiver": receiver, "error": str(err)})
+                continue
+            if is_news:
+                self._to_republish.add(receiver)
+            if receiver in self._to_republish:
                 async with self._db.transaction() as tx:
                     await outbox.make_all_due(tx, receiver)
-                self._sweep_now.set()
+                self._to_republish.discard(receiver)
+        return True
 
     async def run(self) -> None:
         """Publish, confirm and sweep until cancelled."""
@@ -150,20 +168,24 @@ class Sender:
 
     async def _publish_loop(self) -> None:
         while True:
-            frame, msg_id = await self._queue.get()
-            try:
-                await self._bus.publish(
-                    subject_of(frame.receiver, frame.partition),
-                    frame.payload,
-                    headers=frame.headers | {REPLY_HEADER: self._reply_to},
-                    msg_id=msg_id,
-                )
-                metrics.PUBLISHED_FRAMES.labels(frame.receiver).inc()
-            except Unavailable as err:
-                metrics.PUBLISH_FAILURES.labels(frame.receiver).inc()
-                log.info(
-                    "A frame was not published; the sweeper will.", extra={"frame_id": str(frame.id), "error": str(err)}
-                )
+            frame = await self._queue.get()
+            self._queued_bytes -= len(frame.payload)
+            await self._publish_frame(frame, str(frame.id))
+
+    async def _publish_frame(self, frame: OutgoingFrame, msg_id: str) -> None:
+        try:
+            await self._bus.publish(
+                subject_of(frame.receiver, frame.partition),
+                frame.payload,
+                headers=frame.headers | {REPLY_HEADER: self._reply_to},
+                msg_id=msg_id,
+            )
+            metrics.PUBLISHED_FRAMES.labels(frame.receiver).inc()
+        except Unavailable as err:
+            metrics.PUBLISH_FAILURES.labels(frame.receiver).inc()
+            log.info(
+                "A frame was not published; the sweeper will.", extra={"frame_id": str(frame.id), "error": str(err)}
+            )
 
     async def _on_receipts(self, payload: bytes) -> None:
         try:
@@ -189,14 +211,16 @@ class Sender:
         frame_ids = [self._confirmed.pop() for _ in range(min(len(self._confirmed), _CONFIRM_FRAMES))]
         try:
             async with self._db.transaction() as tx:
-                await outbox.confirm(tx, frame_ids)
+                confirmed = await outbox.confirm(tx, frame_ids)
         except BaseException:
             self._confirmed.update(frame_ids)
             raise
+        for receiver, frames in confirmed.items():
+            metrics.CONFIRMED_FRAMES.labels(receiver).inc(frames)
         return len(frame_ids)
 
     async def sweep_once(self) -> int:
-        """Publish frames whose receipt is overdue; returns how many there were."""
+        """Publish frames whose receipt is overdue; returns how many there were, at most `sweep_frames`."""
         async with self._db.transaction() as tx:
             due = await outbox.take_due(
                 tx,
@@ -204,11 +228,14 @@ class Sender:
                 longest=self._settings.republish_max,
                 limit=self._settings.sweep_frames,
             )
-        for one in due:
-            metrics.REPUBLISHED_FRAMES.labels(one.frame.receiver).inc()
-            # Under a new message id, or JetStream's duplicate window would swallow it.
-            await self._queue.put((one.frame, f"{one.frame.id}:{one.publishes}"))
+        for start in range(0, len(due), PUBLISHERS):
+            await asyncio.gather(*map(self._republish, due[start : start + PUBLISHERS]))
         return len(due)
+
+    async def _republish(self, due: outbox.DueFrame) -> None:
+        metrics.REPUBLISHED_FRAMES.labels(due.frame.receiver).inc()
+        # Under a new message id, or JetStream's duplicate window would swallow it.
+        await self._publish_frame(due.frame, f"{due.frame.id}:{due.publishes}")
 
     async def measure_once(self) -> None:
         """Read the exact backlog of every link into the gauges and `check_room`."""
@@ -230,13 +257,9 @@ class Sender:
 
     async def _sweep_loop(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(self._settings.sweep_interval.total_seconds()):
-                    await self._sweep_now.wait()
-            except TimeoutError:
-                pass
-            self._sweep_now.clear()
-            await self._attempt("ensure the receivers' streams", self.ensure_streams())
+            await asyncio.sleep(self._settings.sweep_interval.total_seconds())
+            if not await self._attempt("ensure the receivers' streams", self.ensure_streams()):
+                continue  # Swept now, frames would go nowhere, and wait the longer for their next sweep.
             while await self._attempt("sweep", self.sweep_once()) == self._settings.sweep_frames:
                 pass
 

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import psycopg
 import stamina
 from rich.console import Console
@@ -24,7 +25,7 @@ from libs.test_clock import set_test_clock
 from local.demo import story
 from local.demo.accident import Accident, Accidents
 from local.demo.answers import Answers, ask, open_mailbox
-from local.demo.caller import Caller
+from local.demo.caller import Caller, Refused
 from local.demo.catalog import put_catalog, put_schedules, put_timeline
 from local.demo.check import differences
 from local.demo.connections import Connections
@@ -35,7 +36,7 @@ from local.demo.plan import Plan, Shift, make_plan
 from local.demo.progress import Bars
 from local.demo.replay import Replay
 from local.demo.report import Outcome, print_report, write_report
-from local.demo.rest import Rest
+from local.demo.rest import NoRest, Rest
 from local.processes import ProcessError
 from local.stack import Stack
 
@@ -86,8 +87,9 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("Stopped; everything has been taken down.")
         return 130
-    except ProcessError as error:
-        console.print(f"[red]A process failed.[/red] {escape(str(error))}", highlight=False)
+    except (ProcessError, NoRest, Refused, grpc.aio.AioRpcError) as error:
+        console.print(f"[red]The demo failed.[/red] {escape(str(error))}", highlight=False)
+        console.print(f"Logs are in {options.directory / 'logs'}.", highlight=False)
         return 1
 
 

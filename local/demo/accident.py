@@ -31,14 +31,14 @@ class Accidents:
     def __init__(self, stack: Stack, accidents: list[Accident]) -> None:
         self._stack = stack
         self._accidents = accidents
-        self._tasks = asyncio.TaskGroup()
+        self._tasks: list[asyncio.Task[None]] = []
         self.happened: list[str] = []
 
     def shift(self, number: int, shifts: int) -> None:
         """A shift begins, of so many: whatever is due in it happens soon."""
         for accident in self._accidents:
             if int(accident.fraction * shifts) == number:
-                self._tasks.create_task(self._happen(accident))
+                self._tasks.append(asyncio.create_task(self._happen(accident)))
 
     async def _happen(self, accident: Accident) -> None:
         await asyncio.sleep(_INTO_THE_SHIFT_S)
@@ -47,8 +47,7 @@ class Accidents:
         self.happened.append(accident.service)
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
         return self
 
-    async def __aexit__(self, *error: object) -> None:
-        await self._tasks.__aexit__(*error)  # type: ignore[arg-type]
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*self._tasks)

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import Any
 
 from carillon.digest.v1 import digest_pb2 as digest
@@ -15,6 +15,7 @@ from local.demo.answers import Answers, Arrival
 from local.demo.oracle import Expected, Message
 
 _AIRCRAFT = story.aircraft("")
+_HALF_A_MINUTE = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,10 +72,14 @@ def count_timers(timers: Sequence[timer.Timer]) -> Counter[str]:
 
 
 def local_close(one: digest.Digest) -> str:
-    """When a digest closed, New York time, as the oracle writes it; empty for what was sent alone."""
+    """When a digest closed, New York time, as the oracle writes it; empty for what was sent alone.
+
+    To the nearest minute: the clock stops a second before the hour, and a process may hear a moment later than another
+    that it goes on.
+    """
     if one.cadence == story.IMMEDIATE:
         return ""
-    return f"{one.close_time.ToDatetime(UTC).astimezone(story.NEW_YORK):%Y-%m-%d %H:%M}"
+    return f"{(one.close_time.ToDatetime(UTC) + _HALF_A_MINUTE).astimezone(story.NEW_YORK):%Y-%m-%d %H:%M}"
 
 
 def _message(one: digest.Digest | None, digest_id: str, items: Sequence[str]) -> Message:

@@ -1,8 +1,8 @@
 """The boundaries of aligned windows: when the window that an instant falls into ends. Pure.
 
-A window is [start, end): it belongs to the first boundary strictly after its items. Computing one costs about 30 µs, and
-items come by the thousand for the same few rules and zones; so what was computed is kept as intervals with one answer.
-Nothing here depends on when it is asked, so replicas agree without talking.
+A window is [start, end): it belongs to the first boundary strictly after its items. Computing one costs about 30 µs,
+and items come by the thousand for the same few rules and zones; so what was computed is kept as intervals with one
+answer. Nothing here depends on when it is asked, so replicas agree without talking.
 """
 
 from bisect import bisect_right

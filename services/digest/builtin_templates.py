@@ -1,7 +1,7 @@
 """The templates everybody has who has put none: an email that reads well on a phone and on a desk, and its text twin.
 
-Email clients are no browsers: tables for layout, all styles inline, one media query for the phone, no images, no fonts to
-load. Nothing here trusts a payload: the HTML ones are rendered with autoescape.
+Email clients are no browsers: tables for layout, all styles inline, one media query for the phone, no images, no
+fonts to load. Nothing here trusts a payload: the HTML ones are rendered with autoescape.
 """
 
 ALONE_SUBJECT = "{{ item.title }}"
@@ -16,20 +16,23 @@ ITEM_HTML = {
 <tr><td class="pad" style="padding:10px 32px;border-top:1px solid #eaecf0">
 <table role="presentation" width="100%" cellpadding="0" cellspacing="0"><tr>
 <td style="font-size:15px;line-height:21px;color:#101828;font-weight:600">{{ item.title }}</td>
-<td align="right" valign="top" style="font-size:12px;line-height:21px;color:#667085;white-space:nowrap;padding-left:12px">
+<td align="right" valign="top"
+ style="font-size:12px;line-height:21px;color:#667085;white-space:nowrap;padding-left:12px">
 {{- item.time | when }}</td></tr>
 {% if item.fields %}<tr><td colspan="2" style="font-size:13px;line-height:19px;color:#475467;word-break:break-word">
-{%- for field in item.fields[:6] %}{{ field.label }}: {{ field.value | brief(80) }}{% if not loop.last %} &nbsp;·&nbsp; {% endif %}
-{%- endfor %}</td></tr>
+{%- for field in item.fields[:6] %}{{ field.label }}: {{ field.value | brief(80) }}
+{%- if not loop.last %} &nbsp;·&nbsp; {% endif %}{% endfor %}</td></tr>
 {% endif %}</table></td></tr>
 """,
     "full": """\
 <tr><td class="pad" style="padding:16px 32px;border-top:1px solid #eaecf0">
 <p style="margin:0;font-size:16px;line-height:24px;color:#101828;font-weight:600">{{ item.title }}</p>
-<p style="margin:0 0 8px;font-size:12px;line-height:18px;color:#667085">{{ item.name }} &nbsp;·&nbsp; {{ item.time | when }}</p>
+<p style="margin:0 0 8px;font-size:12px;line-height:18px;color:#667085">
+{{- item.name }} &nbsp;·&nbsp; {{ item.time | when }}</p>
 {% if item.fields %}<table role="presentation" width="100%" cellpadding="0" cellspacing="0">
 {% for field in item.fields[:30] %}<tr>
-<td valign="top" width="34%" style="padding:4px 12px 4px 0;font-size:13px;line-height:19px;color:#667085">{{ field.label }}</td>
+<td valign="top" width="34%" style="padding:4px 12px 4px 0;font-size:13px;line-height:19px;color:#667085">
+{{- field.label }}</td>
 <td valign="top" style="padding:4px 0;font-size:14px;line-height:19px;color:#101828;word-break:break-word">
 {{- field.value | brief(1000) }}</td></tr>
 {% endfor %}</table>{% endif %}</td></tr>
@@ -74,7 +77,8 @@ _SHELL = """\
 <table role="presentation" class="card" width="100%%" cellpadding="0" cellspacing="0"
  style="max-width:600px;background:#ffffff;border:1px solid #eaecf0;border-radius:10px;text-align:left">
 %(content)s
-<tr><td class="pad" style="padding:16px 32px 20px;border-top:1px solid #eaecf0;font-size:12px;line-height:18px;color:#98a2b3">
+<tr><td class="pad"
+ style="padding:16px 32px 20px;border-top:1px solid #eaecf0;font-size:12px;line-height:18px;color:#667085">
 For {{ subscriber.id }}, {{ digest.closed | when }} ({{ subscriber.zone }})
 {%% if digest.parts > 1 %%} &nbsp;·&nbsp; part {{ digest.part }} of {{ digest.parts }}{%% endif %%}</td></tr>
 </table></td></tr></table>
@@ -87,15 +91,16 @@ ALONE_HTML = _SHELL % {
     "title": "{{ items[0].title }}",
     "preview": "{{ items[0].name }}",
     "content": """\
-<tr><td class="pad" style="padding:18px 32px 14px;font-size:12px;line-height:18px;color:#667085;text-transform:uppercase;
-letter-spacing:0.06em">{{ items[0].name }}</td></tr>
+<tr><td class="pad" style="padding:18px 32px 14px;font-size:12px;line-height:18px;color:#667085;
+text-transform:uppercase;letter-spacing:0.06em">{{ items[0].name }}</td></tr>
 {% for item in items %}{{ item.body }}{% endfor %}""",
 }
 
 DIGEST_HTML = _SHELL % {
     "font": _FONT,
     "title": "{{ digest.name }}",
-    "preview": "{% for kind in digest.kinds[:5] %}{{ kind.count }} × {{ kind.name }}{% if not loop.last %}, {% endif %}{% endfor %}",
+    "preview": "{% for kind in digest.kinds[:5] %}{{ kind.count }} × {{ kind.name }}"
+    "{% if not loop.last %}, {% endif %}{% endfor %}",
     "content": """\
 <tr><td class="pad" style="padding:28px 32px 20px">
 <p style="margin:0;font-size:22px;line-height:30px;color:#101828;font-weight:700">{{ digest.name }}</p>
@@ -104,15 +109,16 @@ DIGEST_HTML = _SHELL % {
 {%- if digest.parts > 1 %}, part {{ digest.part }} of {{ digest.parts }}{% endif %}</p>
 </td></tr>
 {% for group in groups %}<tr>
-<td class="pad" style="padding:12px 32px 8px;background:#f9fafb;border-top:1px solid #eaecf0;font-size:13px;line-height:18px;
-color:#344054;font-weight:600">{{ group.name }}
-<span style="display:inline-block;margin-left:6px;padding:0 8px;border-radius:9px;background:#e0e7ff;color:#3538cd;font-size:12px">
+<td class="pad" style="padding:12px 32px 8px;background:#f9fafb;border-top:1px solid #eaecf0;
+font-size:13px;line-height:18px;color:#344054;font-weight:600">{{ group.name }}
+<span style="display:inline-block;margin-left:6px;padding:0 8px;border-radius:9px;
+background:#e0e7ff;color:#3538cd;font-size:12px">
 {{- group.count }}</span></td></tr>
 {% for item in group["items"] %}{{ item.body }}{% endfor %}{% endfor %}""",
 }
 
 _TEXT_FOOT = """
--- 
+--\x20
 For {{ subscriber.id }}, {{ digest.closed | when }} ({{ subscriber.zone }})
 {% if digest.parts > 1 %}Part {{ digest.part }} of {{ digest.parts }}
 {% endif %}"""

@@ -1,8 +1,9 @@
 """The press: the parent's side of the process that renders (loops_press_worker.py).
 
-Jobs are written ahead, results are read as they come. When one takes longer than the limit, or the process dies over it, the
-process is killed and started anew; that job's templates are put in quarantine, where the built-in ones stand in for them,
-and everything after it goes on. So a template that never ends costs its tenant its own looks, and everybody else one limit.
+Jobs are written ahead, results are read as they come. When one takes longer than the limit, or the process dies over
+it, the process is killed and started anew; that job's templates are put in quarantine, where the built-in ones stand
+in for them, and everything after it goes on. So a template that never ends costs its tenant its own looks, and
+everybody else one limit.
 """
 
 import asyncio
@@ -60,12 +61,14 @@ class Press:
         if not answers:
             raise BadTemplate("takes too much time or memory to compile", 1)
         if answers[0]["error"]:
-            raise BadTemplate(answers[0]["error"], answers[0]["line"])
+            raise BadTemplate(answers[0]["error"], answers[0]["line"], answers[0]["part"])
 
     async def _render_until_jam(self, jobs: Sequence[Job]) -> list[Rendered]:
         """Results of the first jobs: all, or up to one that jams. That one is without its templates the next time."""
         allowed = [self._allowed(job) for job in jobs]
-        requests = [{"job": job.to_wire(), "limit_s": self._limit_s + len(job.lines) * _PER_LINE_S} for job, _ in allowed]
+        requests = [
+            {"job": job.to_wire(), "limit_s": self._limit_s + len(job.lines) * _PER_LINE_S} for job, _ in allowed
+        ]
         answers, jam = await self._exchange(requests)
         results = []
         for answer, (_, reason) in zip(answers, allowed, strict=False):
@@ -91,14 +94,14 @@ class Press:
                 self._quarantine.popitem(last=False)
 
     async def _exchange(self, requests: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], PressJam | None]:
-        """Answers in order: to all requests, or to those before the one that jammed. After a jam the process is gone."""
+        """Answers in order: to all, or to those before the one that jammed. After a jam the process is gone."""
         process = await self._running()
         writing = asyncio.create_task(_write(process, requests))
         answers: list[dict[str, Any]] = []
         is_whole = False
         try:
             for request in requests:
-                answers.append(await _read(process, request["limit_s"]))
+                answers.append(await _read(process, request["limit_s"]))  # noqa: PERF401 - those before a jam count.
             is_whole = True
         except PressJam as jam:
             return answers, jam

@@ -1,8 +1,8 @@
 """The process that renders: jobs in on stdin, results out on stdout, one JSON line each; ends with its input.
 
-A process of its own, because a template is a program of somebody else's: a loop without end is ended by killing it, and a
-gigabyte of output meets the limit set here before it meets the service's memory. It holds no connection and no secret.
-Its parent kills it when a request takes too long; should the parent be gone, the alarm does.
+A process of its own, because a template is a program of somebody else's: a loop without end is ended by killing it,
+and a gigabyte of output meets the limit set here before it meets the service's memory. It holds no connection and no
+secret. Its parent kills it when a request takes too long; should the parent be gone, the alarm does.
 """
 
 import json
@@ -40,8 +40,8 @@ def _answer(request: dict[str, Any]) -> object:
     try:
         check_template(Source(*request["check"]), is_html=request["is_html"])
     except BadTemplate as err:
-        return {"error": str(err), "line": err.line}
-    return {"error": "", "line": 0}
+        return {"error": str(err), "line": err.line, "part": err.part}
+    return {"error": ""}
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ REASONS = (
 
 NOTIFICATIONS = Counter("carillon_digest_notifications_total", "Notifications taken over.")
 ITEMS = Counter(
-    "carillon_digest_items_total", "Items that entered a state: notification × subscriber × choice.", ["state", "reason"]
+    "carillon_digest_items_total",
+    "Items (notification × subscriber × choice) that entered a state.",
+    ["state", "reason"],
 )
 WINDOWS_OPENED = Counter("carillon_digest_windows_opened_total", "Windows opened, those of items sent alone left out.")
 OPEN_WINDOWS = Gauge("carillon_digest_open_windows", "Windows that take items, exact.")
 CLOSING_WINDOWS = Gauge("carillon_digest_closing_windows", "Windows that wait to be rendered, exact.")
 OVERDUE_SECONDS = Gauge(
     "carillon_digest_overdue_seconds",
-    "Business time since the due time of the longest waiting window that is overdue, open or closing; 0 without any.",
+    "Business time since the due time of the window that has waited longest to be rendered; 0 without any.",
 )
 DIGESTS = Counter("carillon_digest_rendered_total", "Windows closed, by what came of them.", ["result"])
 RENDER_SECONDS = Histogram(
@@ -27,7 +29,8 @@ RENDER_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 TEMPLATE_FAILURES = Counter(
-    "carillon_digest_template_failures_total", "Digests for which a tenant's template failed and the built-in one stood in."
+    "carillon_digest_template_failures_total",
+    "Digests written by a built-in template after a tenant's own failed.",
 )
 PRESS_JAMS = Counter("carillon_digest_press_jams_total", "Rendering processes killed over time or memory.")
 OUTCOMES = Counter("carillon_digest_delivery_outcomes_total", "Outcomes reported by the dispatcher.", ["outcome"])

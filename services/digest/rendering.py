@@ -1,11 +1,12 @@
 """From a job to messages: Jinja templates in a sandbox, HTML with a plain-text twin, JSON, and parts. Pure.
 
-Every item is rendered for itself; the pieces are packed into parts by their size; each part gets the layout around it. So
-the split depends on the content alone, and the same job always gives the same parts.
+Every item is rendered for itself; the pieces are packed into parts by their size; each part gets the layout around
+it. So the split depends on the content alone, and the same job always gives the same parts.
 
-What a tenant's template may do is bounded three times: Jinja's immutable sandbox (no attributes of Python's own, nothing
-changed), a limit on output here, and a process of its own with limits on time and memory around it (loops_press.py). When it
-fails, the built-in template writes the message, and the error is kept beside the digest: nobody waits for a template.
+What a tenant's template may do is bounded three times: Jinja's immutable sandbox (no attributes of Python's own,
+nothing changed), a limit on output here, and a process of its own with limits on time and memory around it
+(loops_press.py). When it fails, the built-in template writes the message, and the error is kept beside the digest:
+nobody waits for a template.
 
 A payload's missing field is empty text, not an error: payloads vary, and a message with a gap beats none.
 """
@@ -38,11 +39,12 @@ _TITLES = ("title", "subject", "headline", "summary")
 
 
 class BadTemplate(Exception):
-    """The template does not compile; `line` is counted from 1."""
+    """The template's `part` (subject or body) does not compile; `line` is counted from 1."""
 
-    def __init__(self, message: str, line: int) -> None:
+    def __init__(self, message: str, line: int, part: str = "body") -> None:
         super().__init__(message)
         self.line = line
+        self.part = part
 
 
 class TooLarge(Exception):
@@ -89,17 +91,21 @@ def render(job: Job) -> Rendered:
 
 def check_template(source: Source, *, is_html: bool) -> None:
     """Raise BadTemplate unless subject and body compile and need nothing that is not there."""
-    for text, escaped in ((source.subject, False), (source.body, is_html)):
-        environment = _ENVIRONMENTS[escaped]
-        try:
-            tree = environment.parse(text)
-            environment.compile(text)
-        except TemplateSyntaxError as err:
-            raise BadTemplate(err.message or "is not a Jinja template", err.lineno) from err
-        except RecursionError as err:
-            raise BadTemplate("is nested too deeply", 1) from err
-        for node in tree.find_all((nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport)):
-            raise BadTemplate("include, extends and import are not available: a template stands alone", node.lineno)
+    _check_text(source.subject, "subject", is_html=False)
+    _check_text(source.body, "body", is_html=is_html)
+
+
+def _check_text(text: str, part: str, *, is_html: bool) -> None:
+    environment = _ENVIRONMENTS[is_html]
+    try:
+        tree = environment.parse(text)
+        environment.compile(text)
+    except TemplateSyntaxError as err:
+        raise BadTemplate(err.message or "is not a Jinja template", err.lineno, part) from err
+    except RecursionError as err:
+        raise BadTemplate("is nested too deeply", 1, part) from err
+    for node in tree.find_all((nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport)):
+        raise BadTemplate("include, extends and import are not there: a template stands alone", node.lineno, part)
 
 
 def explained(error: Exception) -> str:
@@ -154,9 +160,7 @@ def _compiled(name: str, text: str, is_html: bool, is_builtin: bool) -> JinjaTem
     return JinjaTemplate.from_code(environment, code, environment.globals)
 
 
-def _run(
-    name: str, text: str, context: Mapping[str, Any], *, is_html: bool = False, is_builtin: bool = False
-) -> str:
+def _run(name: str, text: str, context: Mapping[str, Any], *, is_html: bool = False, is_builtin: bool = False) -> str:
     """Render with a limit on output; stops at the first piece beyond it."""
     pieces: list[str] = []
     room = MESSAGE_BYTES
@@ -305,7 +309,9 @@ class _Writer:
         context = {**context, "items": views, "groups": _groups(views, self._digest["kinds"])}
         if source is not None:
             return _run(source.name, source.body, context, is_html=is_html)
-        alone, many = (builtin.ALONE_HTML, builtin.DIGEST_HTML) if is_html else (builtin.ALONE_TEXT, builtin.DIGEST_TEXT)
+        alone, many = (
+            (builtin.ALONE_HTML, builtin.DIGEST_HTML) if is_html else (builtin.ALONE_TEXT, builtin.DIGEST_TEXT)
+        )
         default = alone if self._job.is_alone else many
         return _run(f"built-in layout {text_format}", default, context, is_html=is_html, is_builtin=True)
 
@@ -342,7 +348,9 @@ def _groups(views: Sequence[ItemView], kinds: Sequence[Mapping[str, Any]]) -> li
     counts = {kind["type"]: kind["count"] for kind in kinds}
     groups: dict[str, dict[str, Any]] = {}
     for view in views:
-        group = groups.setdefault(view.type, {"type": view.type, "name": view.name, "count": counts[view.type], "items": []})
+        group = groups.setdefault(
+            view.type, {"type": view.type, "name": view.name, "count": counts[view.type], "items": []}
+        )
         group["items"].append(view)
     return list(groups.values())
 
@@ -384,5 +392,3 @@ def _dumped(job: Job, items: Sequence[Mapping[str, Any]], part: int, parts: int)
         "items": items,
     }
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-
-

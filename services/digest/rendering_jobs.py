@@ -5,6 +5,7 @@ Times travel as ISO text, payloads as the JSON text they were accepted as: the o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -94,7 +95,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One part on its way to the dispatcher."""
+    """One part on its way to the dispatcher; not worth sending from `expires_at` on."""
 
     tenant: str
     delivery_id: UUID
@@ -103,4 +104,4 @@ class Message:
     channel: str
     address: str
     part: Part
-    expires_at: str = ""
+    expires_at: datetime | None = None

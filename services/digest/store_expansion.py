@@ -1,14 +1,14 @@
 """Expansion: frames of notifications become items (INV-6), in a fixed number of statements whatever their number.
 
-Notifications are copied in; one INSERT … SELECT decides on every (notification, subscriber, choice) and puts the verdicts
-into a session's temporary table; from there they become items, together with the windows they wait in.
+Notifications are copied in; one INSERT … SELECT decides on every (notification, subscriber, choice) and puts the
+verdicts into a session's temporary table; from there they become items, together with the windows they wait in.
 
 **No item lands in a window that has begun to close** (INV-7). Windows are locked FOR SHARE, in the order of their ids,
 in the statement that inserts their items; whoever closes one needs it exclusively. So closing waits for inserts under
 way, and an insert that waited for a closing finds the window no longer open: its items go round again, to the next one.
 
-Matching: directly told subscribers by their subscriptions without a topic, a topic's by those with it. Of these the most
-specific type wins, exact before the longest prefix; without any, those told directly get the type's default.
+Matching: directly told subscribers by their subscriptions without a topic, a topic's by those with it. Of these the
+most specific type wins, exact before the longest prefix; without any, those told directly get the type's default.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from libs.errors import Unavailable
 from libs.postgres import Transaction, copy_rows
 from libs.recurrence import BadRule
 from services.digest.boundaries import Boundaries, LocalRule
-from services.digest.catalog import ItemState, WindowKind
+from services.digest.catalog import ItemState
 from services.digest.commands import Expanded, Notification, Verdict, WindowTimer
 
 _ROUNDS = 5
@@ -83,7 +83,8 @@ _DECIDE = """
         SELECT tenant, id, '', '', '', '', '', topic FROM topical t WHERE NOT EXISTS (
             SELECT FROM matched m WHERE m.tenant = t.tenant AND m.id = t.id AND m.topic = t.topic)
     ), settled AS (
-        SELECT c.tenant, c.id, c.subscriber, c.unheard, c.format, c.style, a.occurred_at, a.is_known, a.is_expired, a.is_cancelled,
+        SELECT c.tenant, c.id, c.subscriber, c.unheard, c.format, c.style, a.occurred_at,
+            a.is_known, a.is_expired, a.is_cancelled,
             CASE WHEN c.cadence = '' OR c.cadence = 'off' AND a.is_mandatory THEN a.default_cadence
                 ELSE c.cadence END AS cadence,
             CASE c.channel WHEN '' THEN a.default_channel ELSE c.channel END AS channel
@@ -127,8 +128,8 @@ _DECIDE = """
         FROM judged
     )
     INSERT INTO expansion
-    SELECT tenant, id, subscriber, choice, state, reason, kind, cadence, channel, format, style, rule, is_fixed, zone, batch,
-        fallback_after, occurred_at, CASE WHEN state = 1 AND kind = 1 THEN uuidv7() END,
+    SELECT tenant, id, subscriber, choice, state, reason, kind, cadence, channel, format, style, rule, is_fixed, zone,
+        batch, fallback_after, occurred_at, CASE WHEN state = 1 AND kind = 1 THEN uuidv7() END,
         CASE WHEN kind = 3 THEN timestamptz 'epoch' END
     FROM verdicts"""
 
@@ -147,7 +148,8 @@ _SETTLE = """
     FROM expansion WHERE state <> 1 OR kind = 1"""
 
 _SPANS = """
-    SELECT rule, zone, min(occurred_at), max(occurred_at) FROM expansion WHERE state = 1 AND kind = 2 GROUP BY rule, zone"""
+    SELECT rule, zone, min(occurred_at), max(occurred_at)
+    FROM expansion WHERE state = 1 AND kind = 2 GROUP BY rule, zone"""
 
 # A rule without a next time: refused when it is put, but zones and years do end.
 _GIVE_UP = """
@@ -164,8 +166,8 @@ _PLACE = """
          WHERE b.rule = e.rule AND b.zone = e.zone AND b.start_at <= e.occurred_at AND e.occurred_at < b.end_at
          AND (b.end_at > %(now)s OR EXISTS (
             SELECT FROM digest_window w
-            WHERE w.tenant = e.tenant AND w.subscriber = e.subscriber AND w.cadence = e.cadence AND w.channel = e.channel
-            AND w.format = e.format AND w.style = e.style AND w.slot_at = b.end_at AND w.state = 1))),
+            WHERE w.tenant = e.tenant AND w.subscriber = e.subscriber AND w.cadence = e.cadence
+            AND w.channel = e.channel AND w.format = e.format AND w.style = e.style AND w.slot_at = b.end_at AND w.state = 1))),
         (SELECT min(b.end_at) FROM boundary b WHERE b.rule = e.rule AND b.zone = e.zone AND b.end_at > %(now)s))
     WHERE state = 1 AND kind = 2"""
 
@@ -226,10 +228,10 @@ async def expand(
 
 
 async def _take_over(tx: Transaction, notifications: Sequence[Notification], now: datetime) -> list[Notification]:
-    """Store the notifications that are new, and return them. The same id again, whatever carried it, is the same one."""
+    """Store the notifications that are new, and return them; the same id is the same one, whatever carried it."""
     unique = {(one.tenant, one.id): one for one in reversed(notifications)}
     cursor = await tx.raw.execute(
-        "SELECT n.tenant, n.id FROM unnest(%s::text[], %s::uuid[]) AS new (tenant, id) JOIN notification n USING (tenant, id)",
+        "SELECT tenant, id FROM unnest(%s::text[], %s::uuid[]) AS new (tenant, id) JOIN notification USING (tenant, id)",
         ([tenant for tenant, _ in unique], [one_id for _, one_id in unique]),
     )
     for key in await cursor.fetchall():
@@ -243,7 +245,16 @@ async def _take_over(tx: Transaction, notifications: Sequence[Notification], now
 
 def _row(one: Notification, now: datetime) -> tuple[object, ...]:
     return (
-        *(one.tenant, one.id, one.type, one.entity, one.group_key, one.payload, list(one.subscribers), list(one.topics)),
+        *(
+            one.tenant,
+            one.id,
+            one.type,
+            one.entity,
+            one.group_key,
+            one.payload,
+            list(one.subscribers),
+            list(one.topics),
+        ),
         *(one.occurred_at, one.expires_at, one.timer_id, one.timer_type, one.timeline, one.sequence, now),
     )
 

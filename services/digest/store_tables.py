@@ -1,7 +1,8 @@
 """The tables of the schema `digest`, as the migrations leave them.
 
-What changes often is not indexed, so that state changes stay HOT: an item changes its state once or twice and is found by
-its notification or its window, which never change. Windows are fewer; their partial indexes hold only those at work.
+What changes often is not indexed, so that state changes stay HOT: an item changes its state once or twice and is
+found by its notification or its window, which never change. Windows are fewer; their partial indexes hold only those
+at work.
 """
 
 from sqlalchemy import (

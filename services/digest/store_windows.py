@@ -1,11 +1,12 @@
 """What closes windows and empties them: timers, batch triggers, cancels, changes of zone, deleted subscribers.
 
 Locks are taken in one order everywhere, so that nobody waits crosswise: entities (advisory), then windows by id, then
-their items. Whoever changes an item that waits holds its window; so a renderer and a cancel never see half of each other.
+their items. Whoever changes an item that waits holds its window; so a renderer and a cancel never see half of each
+other.
 
-Entities' locks: an expansion holds those of its notifications shared, a cancel its own exclusively. So a cancel waits for
-the expansions under way and sees their items, and those that come later see its tombstone (INV-4). They are hashed to a
-few buckets, because a frame may hold a thousand entities and Postgres's lock table is small.
+Entities' locks: an expansion holds those of its notifications shared, a cancel its own exclusively. So a cancel waits
+for the expansions under way and sees their items, and those that come later see its tombstone (INV-4). They are
+hashed to a few buckets, because a frame may hold a thousand entities and Postgres's lock table is small.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,13 +36,19 @@ _MATCHING = """
         AND (c.timer_ids = '{}' OR n.timer_id = ANY (c.timer_ids::uuid[]))
     JOIN item i ON i.tenant = n.tenant AND i.notification_id = n.id"""
 
-_LOCK_MATCHING = f"""
+_LOCK_MATCHING = (
+    "WITH matching AS MATERIALIZED ("  # noqa: S608 - put together from constants.
+    + _MATCHING
+    + """)
     SELECT FROM digest_window w
-    WHERE (w.tenant, w.id) IN (SELECT tenant, window_id FROM ({_MATCHING}) AS m WHERE state = 1) AND w.state < 3
-    ORDER BY w.id FOR NO KEY UPDATE"""
+    WHERE (w.tenant, w.id) IN (SELECT tenant, window_id FROM matching WHERE state = 1) AND w.state < 3
+    ORDER BY w.id FOR NO KEY UPDATE OF w"""
+)
 
-_CANCEL = f"""
-    WITH matching AS MATERIALIZED ({_MATCHING}), gone AS (
+_CANCEL = (
+    "WITH matching AS MATERIALIZED ("  # noqa: S608 - put together from constants.
+    + _MATCHING
+    + """), gone AS (
         UPDATE item i SET state = 5, changed_at = %(now)s
         FROM (SELECT DISTINCT tenant, notification_id, subscriber, choice FROM matching WHERE state = 1) AS m
         WHERE i.tenant = m.tenant AND i.notification_id = m.notification_id AND i.subscriber = m.subscriber
@@ -55,6 +62,7 @@ _CANCEL = f"""
     FROM (SELECT *, number = min(number) OVER (PARTITION BY tenant, notification_id, subscriber, choice) AS is_first
         FROM matching) AS m
     GROUP BY number"""
+)
 
 _BURY = """
     INSERT INTO tombstone (tenant, entity, type, timer_ids, timeline, sequence)
@@ -209,7 +217,8 @@ async def _merge(tx: Transaction, tenant: str, merged: Mapping[UUID, UUID], *, n
         (list(merged), list(merged.values()), tenant),
     )
     await tx.raw.execute(
-        "UPDATE digest_window SET state = 3, closed_at = %s WHERE tenant = %s AND id = ANY (%s)", (now, tenant, list(merged))
+        "UPDATE digest_window SET state = 3, closed_at = %s WHERE tenant = %s AND id = ANY (%s)",
+        (now, tenant, list(merged)),
     )
 
 

@@ -26,7 +26,13 @@ def wanted_ids(types: Collection[str], cadence: str) -> set[str]:
 
 
 def chosen(
-    templates: Mapping[TemplateKey, Source], *, types: Collection[str], cadence: str, text_format: str, style: str, locale: str
+    templates: Mapping[TemplateKey, Source],
+    *,
+    types: Collection[str],
+    cadence: str,
+    text_format: str,
+    style: str,
+    locale: str,
 ) -> dict[str, Source]:
     """The templates for each place of a message (see Job.templates)."""
     if not templates or text_format == Format.JSON:

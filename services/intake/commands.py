@@ -8,9 +8,9 @@ from datetime import timedelta
 class Command:
     """One call that writes.
 
-    `key` is the caller's idempotency key, empty for a call that cannot be repeated; `fingerprint` stands for the content
-    of the call. `timeout` is how long the caller waits for APPLIED; None: not at all. `receivers` are the services that
-    the call's entries go to.
+    `key` is the caller's idempotency key, empty for a call that cannot be repeated; `fingerprint` stands for the
+    content of the call. `timeout` is how long the caller waits for APPLIED; None: not at all. `receivers` are the
+    services that the call's entries go to.
     """
 
     tenant: str

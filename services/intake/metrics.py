@@ -9,20 +9,18 @@ METHODS = (
     *("SubmitRequest", "RecordResponse", "TriggerBatch"),
 )
 
-ITEMS = Counter(
-    "carillon_intake_items_total", "Items of commands, by whether they were accepted.", ["method", "outcome"]
-)
+ITEMS = Counter("carillon_intake_items_total", "Items of commands, accepted or refused.", ["method", "outcome"])
 REPEATS = Counter(
     "carillon_intake_repeated_calls_total", "Calls answered from their idempotency key; they did nothing.", ["method"]
 )
 NOT_YET_APPLIED = Counter(
     "carillon_intake_not_yet_applied_total",
-    "Calls that waited for APPLIED, and were answered before it came.",
+    "Calls that waited for APPLIED, answered before it came.",
     ["method"],
 )
 CLOSED_REQUESTS = Counter(
     "carillon_intake_closed_requests_total",
-    "Requests that reached their answer-by date, by their last state.",
+    "Requests that reached their answer-by date.",
     ["state"],
 )
 PRUNED_KEYS = Counter("carillon_intake_pruned_keys_total", "Idempotency keys forgotten because of their age.")

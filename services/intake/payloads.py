@@ -1,8 +1,8 @@
 """JSON that callers send and JSON that intake composes from it: what is allowed, and how large it may get. Pure.
 
-Callers' payloads are checked and then carried as the text they are; nothing is parsed into the database. Whatever passes
-here can be stored as jsonb and read by every JSON parser: one object, no NUL, no lone surrogates, numbers within a
-double, nested at most 64 deep.
+Callers' payloads are checked and then carried as the text they are; nothing is parsed into the database. Whatever
+passes here can be stored as jsonb and read by every JSON parser: one object, no NUL, no lone surrogates, numbers within
+a double, nested at most 64 deep.
 
 What intake composes is larger than what callers may send, and bounded all the same (INV-9):
 
@@ -12,8 +12,8 @@ What intake composes is larger than what callers may send, and bounded all the s
 | `<batch>/response`  | one response's payload, item and provider           | 72 KiB  |
 | `<batch>/summary`   | the request and each provider's latest answer       | 384 KiB |
 
-A summary has the answers' payloads as long as they add up to 128 KiB, the smallest first, so that as many as possible are
-whole; of the others it says who answered and when, with `payload` null and `is_cut` true. GetRequest has them in full.
+A summary has the answers' payloads as long as they add up to 128 KiB, the smallest first, so that as many as possible
+are whole; of the others it says who answered and when, with `payload` null and `is_cut` true. GetRequest has them.
 """
 
 from datetime import datetime

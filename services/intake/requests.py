@@ -3,9 +3,9 @@
     open ──response──▶ answered ──answer-by date──▶ closed
       └───────────────answer-by date──────────────▶ expired
 
-A response counts while the answer-by date lies ahead, also when the scheduler is late to say that it has passed: so what
-is accepted does not depend on how busy anybody is. A provider may answer again; the log keeps every answer, the summary
-has the latest of each provider.
+A response counts while the answer-by date lies ahead, also when the scheduler is late to say that it has passed: so
+what is accepted does not depend on how busy anybody is. A provider may answer again; the log keeps every answer, the
+summary has the latest of each provider.
 """
 
 from collections.abc import Mapping, Sequence

@@ -45,7 +45,7 @@ class Entries(rpc_items.Entries, rpc_requests.Entries, Protocol):
 
 
 class IntakeRpc(intake_pb2_grpc.IntakeServiceServicer):
-    """Answers intake.v1.IntakeService. `answer_margin`: waiting for receipts ends that long before the caller's deadline."""
+    """Answers intake.v1.IntakeService. Waiting for receipts ends `answer_margin` before the caller's deadline."""
 
     def __init__(
         self,
@@ -131,7 +131,10 @@ class IntakeRpc(intake_pb2_grpc.IntakeServiceServicer):
         async def prepare(tx: Transaction) -> BatchAnswer[intake_pb2.SubmitRequestResponse]:
             return await rpc_requests.submit(tx, command.tenant, drafts, store=self._requests, entries=self._entries)
 
-        return _response_of(await self._acceptance.accept(command, prepare), intake_pb2.SubmitRequestResponse)
+        accepted: BatchAnswer[intake_pb2.SubmitRequestResponse] | bytes = await self._acceptance.accept(
+            command, prepare
+        )
+        return _response_of(accepted, intake_pb2.SubmitRequestResponse)
 
     async def RecordResponse(
         self, request: intake_pb2.RecordResponseRequest, context: Context
@@ -148,7 +151,10 @@ class IntakeRpc(intake_pb2_grpc.IntakeServiceServicer):
         async def prepare(tx: Transaction) -> BatchAnswer[intake_pb2.RecordResponseResponse]:
             return await rpc_requests.record(tx, command.tenant, drafts, store=self._requests, entries=self._entries)
 
-        return _response_of(await self._acceptance.accept(command, prepare), intake_pb2.RecordResponseResponse)
+        accepted: BatchAnswer[intake_pb2.RecordResponseResponse] | bytes = await self._acceptance.accept(
+            command, prepare
+        )
+        return _response_of(accepted, intake_pb2.RecordResponseResponse)
 
     async def TriggerBatch(
         self, request: intake_pb2.TriggerBatchRequest, context: Context
@@ -273,7 +279,8 @@ class IntakeRpc(intake_pb2_grpc.IntakeServiceServicer):
     async def _accept_batch(
         self, command: Command, answer: BatchAnswer[ResponseT], response: type[ResponseT]
     ) -> ResponseT:
-        return _response_of(await self._acceptance.accept(command, _prepared(answer)), response)
+        accepted: BatchAnswer[ResponseT] | bytes = await self._acceptance.accept(command, _prepared(answer))
+        return _response_of(accepted, response)
 
 
 def servicer(rpc: IntakeRpc) -> Servicer:
@@ -290,9 +297,8 @@ def _prepared(answer: AnswerT) -> Callable[[Transaction], Awaitable[AnswerT]]:
     return prepare
 
 
-def _response_of(accepted: BatchAnswer[ResponseT] | bytes, response: type[Any]) -> ResponseT:
-    parsed: ResponseT = response.FromString(accepted) if isinstance(accepted, bytes) else accepted.response
-    return parsed
+def _response_of(accepted: BatchAnswer[ResponseT] | bytes, response: type[ResponseT]) -> ResponseT:
+    return response.FromString(accepted) if isinstance(accepted, bytes) else accepted.response
 
 
 def _fingerprint(request: Any) -> bytes:

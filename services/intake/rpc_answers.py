@@ -1,7 +1,7 @@
 """Answers in the making: filled while a call is checked and prepared, settled when its receipts have come."""
 
 from collections.abc import Iterable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 from uuid import UUID
 
 from carillon.intake.v1 import intake_pb2
@@ -29,6 +29,8 @@ class BatchResponse(Protocol):
     @property
     def results(self) -> _Results: ...
     def SerializeToString(self) -> bytes: ...
+    @classmethod
+    def FromString(cls, s: bytes, /) -> Self: ...
 
 
 ResponseT = TypeVar("ResponseT", bound=BatchResponse)

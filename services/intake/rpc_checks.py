@@ -1,10 +1,12 @@
 """Checks of what one item holds. Each adds what is wrong to `found`, with the field's path within the item.
 
-These run for every item of every batch, tens of thousands a second: so a field that is right costs one compiled pattern or
-one comparison, instants are compared as microseconds since 1970, and paths are put together only where something is wrong.
+These run for every item of every batch, tens of thousands a second: so a field that is right costs one compiled pattern
+or one comparison, instants are compared as microseconds since 1970, and paths are put together only where something is
+wrong.
 """
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -12,20 +14,16 @@ from carillon.scheduler.v1 import timer_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.conditions import BadCondition, compile_condition
 from libs.errors import FieldViolation
-from libs.recurrence import BadRule, Fold, Gap, Rule, next_after
-from libs.wire import EARLIEST, from_duration, from_timestamp
+from libs.wire import EARLIEST, from_duration
 from services.intake.payloads import MAX_PAYLOAD_BYTES, object_problem
 
 Found = list[FieldViolation]
 
 _SECOND_US = 1_000_000
 _MAX_SECONDS = 32_503_680_000  # The year 3000.
-_LONGEST_COUNTED_US = 31 * 86_400 * _SECOND_US
 YEAR = timedelta(days=365)
 LONGEST_AFTER = 10 * YEAR + timedelta(days=3)
-MAX_EXCLUSIONS = 366
 
 # Tab and line ends are the control characters that Postgres, JSON and mail headers' encoders all take.
 _TEXT = r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
@@ -132,24 +130,16 @@ def check_duration(
 
 
 def check_content(found: Found, field: str, content: timer_pb2.NotificationContent) -> None:
-    """A notification's content. An empty payload becomes an empty object, so that nobody after us meets a text that is no JSON."""
+    """A notification's content. No payload becomes `{}`: nobody after us meets a text that is no JSON."""
     if not is_notification_type(content.type):
         found.append(FieldViolation(f"{field}.type", "must be 1-128 characters of [a-z0-9._/-]"))
     subscribers, topics = content.subscribers, content.topics
-    if len(subscribers) > 1_000:
-        found.append(FieldViolation(f"{field}.subscribers", f"must have 0-1,000 entries, got {len(subscribers):,}"))
-    elif not subscribers and not topics:
+    if subscribers:
+        _check_names(found, f"{field}.subscribers", subscribers, most=1_000)
+    elif not topics:
         found.append(FieldViolation(f"{field}.subscribers", "must have at least one entry, or topics must"))
-    if len(topics) > 16:
-        found.append(FieldViolation(f"{field}.topics", f"must have 0-16 entries, got {len(topics):,}"))
-    for name in subscribers:
-        if not is_name(name):
-            found.append(FieldViolation(f"{field}.subscribers", f"each {_text_problem(name, 1, 256)}"))
-            break
-    for name in topics:
-        if not is_name(name):
-            found.append(FieldViolation(f"{field}.topics", f"each {_text_problem(name, 1, 256)}"))
-            break
+    if topics:
+        _check_names(found, f"{field}.topics", topics, most=16)
     if payload := content.payload:
         check_object(found, f"{field}.payload", payload)
     else:
@@ -158,17 +148,14 @@ def check_content(found: Found, field: str, content: timer_pb2.NotificationConte
         check_optional_text(found, f"{field}.group_key", content.group_key, 256)
 
 
-def check_event(found: Found, field: str, event: timer_pb2.EventContent) -> None:
-    """An event's content."""
-    if not is_notification_type(event.type):
-        found.append(FieldViolation(f"{field}.type", "must be 1-128 characters of [a-z0-9._/-]"))
-    if event.payload:
-        check_object(found, f"{field}.payload", event.payload)
-    else:
-        event.payload = "{}"
-    if event.HasField("report_within"):
-        most = timedelta(days=7)
-        check_duration(found, f"{field}.report_within", event.report_within, least=timedelta(0), most=most)
+def _check_names(found: Found, field: str, names: Sequence[str], *, most: int) -> None:
+    if len(names) > most:
+        found.append(FieldViolation(field, f"must have 0-{most:,} entries, got {len(names):,}"))
+        return
+    for index, name in enumerate(names):
+        if not is_name(name):
+            found.append(FieldViolation(f"{field}[{index}]", _text_problem(name, 1, 256)))
+            return
 
 
 def check_id(found: Found, field: str, text: str) -> UUID | None:
@@ -180,97 +167,6 @@ def check_id(found: Found, field: str, text: str) -> UUID | None:
         pass
     found.append(FieldViolation(field, "must be a UUID such as 018f4e0c-6b1e-7cc3-98c4-dc0c0c07398f"))
     return None
-
-
-def check_condition(found: Found, field: str, condition: timer_pb2.Condition) -> None:
-    """A condition that is set."""
-    try:
-        compile_condition(condition.cel)
-    except BadCondition as error:
-        found.append(FieldViolation(f"{field}.cel", str(error)))
-
-
-def check_retry_policy(found: Found, field: str, policy: timer_pb2.RetryPolicy) -> None:
-    """A retry policy that is set; the delays' defaults are 30 s and 1 hour."""
-    second, day = timedelta(seconds=1), timedelta(days=1)
-    initial: timedelta | None = 30 * second
-    longest: timedelta | None = timedelta(hours=1)
-    if policy.HasField("initial_delay"):
-        initial = check_duration(found, f"{field}.initial_delay", policy.initial_delay, least=second, most=day)
-    if policy.HasField("maximum_delay"):
-        longest = check_duration(found, f"{field}.maximum_delay", policy.maximum_delay, least=second, most=7 * day)
-    if initial is not None and longest is not None and longest < initial:
-        found.append(FieldViolation(f"{field}.maximum_delay", "must not be shorter than initial_delay"))
-    if policy.multiplier and not 1.0 <= policy.multiplier <= 10.0:
-        found.append(FieldViolation(f"{field}.multiplier", f"must be 1.0 to 10.0, got {policy.multiplier:g}"))
-    if policy.maximum_attempts > 100:
-        found.append(FieldViolation(f"{field}.maximum_attempts", f"must be 1-100, got {policy.maximum_attempts}"))
-    if policy.HasField("maximum_age"):
-        check_duration(found, f"{field}.maximum_age", policy.maximum_age, least=second, most=30 * day)
-
-
-def check_rule(found: Found, field: str, recurrence: timer_pb2.Recurrence, now: datetime) -> None:
-    """A recurrence that is set: every bound, and that it has an occurrence after `now`."""
-    before = len(found)
-    if not recurrence.WhichOneof("rule"):
-        found.append(FieldViolation(f"{field}.cron", "one of cron and rrule must be given"))
-    for name, text in (("cron", recurrence.cron), ("rrule", recurrence.rrule)):
-        if len(text) > 256:
-            found.append(FieldViolation(f"{field}.{name}", f"must be at most 256 characters, got {len(text):,}"))
-    if len(recurrence.zone) > 64:
-        found.append(FieldViolation(f"{field}.zone", f"must be at most 64 characters, got {len(recurrence.zone):,}"))
-    start_us = microseconds_of(now)
-    if recurrence.HasField("start_time"):
-        # A count is counted from the start, occurrence by occurrence, each time.
-        least_us = start_us - _LONGEST_COUNTED_US if recurrence.count else 0
-        start_us = check_instant(found, f"{field}.start_time", recurrence.start_time, least_us=least_us)
-    if recurrence.HasField("end_time"):
-        after_us = max(start_us, microseconds_of(now))
-        check_instant(found, f"{field}.end_time", recurrence.end_time, after_us=after_us)
-    if len(recurrence.exclusions) > MAX_EXCLUSIONS:
-        count = len(recurrence.exclusions)
-        found.append(FieldViolation(f"{field}.exclusions", f"must have 0-{MAX_EXCLUSIONS} entries, got {count:,}"))
-    elif any(microseconds(one) < 0 for one in recurrence.exclusions):
-        found.append(FieldViolation(f"{field}.exclusions", "each must be a valid time, year 1970 to 2999"))
-    _check_policies(found, field, recurrence)
-    if len(found) == before:
-        try:
-            if next_after(_rule_of(recurrence, now), now) is None:
-                found.append(
-                    FieldViolation(f"{field}.{recurrence.WhichOneof('rule')}", "has no occurrence from now on")
-                )
-        except BadRule as error:
-            found.append(FieldViolation(f"{field}.{error.field}", str(error)))
-
-
-def _check_policies(found: Found, field: str, recurrence: timer_pb2.Recurrence) -> None:
-    hour, day = timedelta(hours=1), timedelta(days=1)
-    if recurrence.HasField("jitter"):
-        check_duration(found, f"{field}.jitter", recurrence.jitter, least=timedelta(0), most=hour)
-    if recurrence.HasField("catch_up_window"):
-        check_duration(found, f"{field}.catch_up_window", recurrence.catch_up_window, least=timedelta(0), most=30 * day)
-    for name, value, enum in (
-        ("gap_policy", recurrence.gap_policy, timer_pb2.GapPolicy),
-        ("fold_policy", recurrence.fold_policy, timer_pb2.FoldPolicy),
-        ("misfire_policy", recurrence.misfire_policy, timer_pb2.MisfirePolicy),
-        ("overlap_policy", recurrence.overlap_policy, timer_pb2.OverlapPolicy),
-    ):
-        if value not in enum.values():
-            found.append(FieldViolation(f"{field}.{name}", f"must be one of {', '.join(enum.keys()[1:])}"))
-
-
-def _rule_of(recurrence: timer_pb2.Recurrence, now: datetime) -> Rule:
-    return Rule(
-        cron=recurrence.cron,
-        rrule=recurrence.rrule,
-        zone=recurrence.zone or "UTC",
-        start=from_timestamp(recurrence.start_time) if recurrence.HasField("start_time") else now,
-        end=from_timestamp(recurrence.end_time) if recurrence.HasField("end_time") else None,
-        count=recurrence.count,
-        exclusions=frozenset(map(from_timestamp, recurrence.exclusions)),
-        gap=Gap.SKIP if recurrence.gap_policy == timer_pb2.GAP_POLICY_SKIP else Gap.SHIFT,
-        fold=Fold.BOTH if recurrence.fold_policy == timer_pb2.FOLD_POLICY_BOTH else Fold.FIRST,
-    )
 
 
 def _text_problem(text: str, shortest: int, longest: int) -> str:

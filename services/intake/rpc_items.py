@@ -18,6 +18,7 @@ from libs.ids import derived_id, new_id
 from libs.links.frames import Addressed
 from libs.wire import to_timestamp
 from services.intake import rpc_checks as checks
+from services.intake import rpc_checks_timers as timer_checks
 from services.intake.errors import Code, Refusal
 from services.intake.payloads import MAX_FACTS_BYTES
 from services.intake.rpc_answers import BatchAnswer, CancelAnswer, TriggerAnswer, refusal_of
@@ -158,7 +159,7 @@ def _check_schedule(found: checks.Found, item: intake_pb2.Schedule, now: datetim
             after_us = max(after_us, checks.microseconds(due_time))
         checks.check_instant(found, "expire_time", item.expire_time, after_us=after_us)
     if item.HasField("condition"):
-        checks.check_condition(found, "condition", item.condition)
+        timer_checks.check_condition(found, "condition", item.condition)
     _check_target(found, item)
     return due_time
 
@@ -173,7 +174,7 @@ def _check_when(found: checks.Found, item: intake_pb2.Schedule, now: datetime) -
             after = checks.check_duration(found, "after", item.after, least=timedelta(0), most=most)
             return None if after is None else to_timestamp(now + after)
         case "recurrence":
-            checks.check_rule(found, "recurrence", item.recurrence, now)
+            timer_checks.check_rule(found, "recurrence", item.recurrence, now)
         case _:
             found.append(FieldViolation("at_time", "one of at_time, after and recurrence must be given"))
     return None
@@ -186,9 +187,9 @@ def _check_target(found: checks.Found, item: intake_pb2.Schedule) -> None:
             if item.HasField("retry_policy"):
                 found.append(FieldViolation("retry_policy", "is for event targets only"))
         case "event":
-            checks.check_event(found, "target.event", item.target.event)
+            timer_checks.check_event(found, "target.event", item.target.event)
             if item.HasField("retry_policy"):
-                checks.check_retry_policy(found, "retry_policy", item.retry_policy)
+                timer_checks.check_retry_policy(found, "retry_policy", item.retry_policy)
         case _:
             found.append(FieldViolation("target", "must have a notification or an event"))
 

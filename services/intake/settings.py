@@ -19,8 +19,8 @@ class IntakeSettings(Settings):
         timedelta(days=7),
         ge=timedelta(hours=1),
         le=timedelta(days=365),
-        description="How long an idempotency key is remembered with its answer, on the database's clock. The contract says "
-        "7 days; longer costs disk, shorter breaks callers that retry late.",
+        description="How long an idempotency key is remembered with its answer, on the database's clock. The contract "
+        "says 7 days; longer costs disk, shorter breaks callers that retry late.",
     )
     prune_interval: Duration = Field(
         timedelta(minutes=1),

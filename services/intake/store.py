@@ -1,8 +1,8 @@
 """Idempotency keys and the sequence of commands, in Postgres.
 
 A key's row is written first in the transaction of its command. A second call with the same key waits at the primary key
-until the first has ended: then it finds the first one's answer, or takes its place when that was rolled back. So ten calls
-at once make one command.
+until the first has ended: then it finds the first one's answer, or takes its place when that was rolled back. So ten
+calls at once make one command.
 """
 
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ class CommandStore:
         )
 
     async def improve_answer(self, db: Database, command: Command, answer: bytes) -> None:
-        """Keep a better answer, in a transaction of its own that need not wait for the disk: losing it loses nothing."""
+        """Keep a better answer, in a transaction that does not wait for the disk: losing it loses nothing."""
         async with db.transaction() as tx:
             await tx.raw.execute("SET LOCAL synchronous_commit = off")
             await self.keep_answer(tx, command, answer)

@@ -1,7 +1,7 @@
 """The log of requests and responses, and who provides what, in Postgres. All statements are set-based.
 
-Rows of `request` are locked in the order of (tenant, id) wherever several are, so a response and the answer-by date never
-meet halfway: whichever comes second sees what the first did.
+Rows of `request` are locked in the order of (tenant, id) wherever several are, so a response and the answer-by date
+never meet halfway: whichever comes second sees what the first did.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,22 +23,16 @@ _REQUEST_COLUMNS = (
     *("submitted_at", "answer_by", "state", "responses"),
 )
 _REQUEST_TYPES = (
-    "text",
-    "uuid",
-    "text",
-    "text",
-    "text",
-    "text[]",
-    "text",
-    "timestamptz",
-    "timestamptz",
-    "int2",
-    "int4",
+    *("text", "uuid", "text", "text", "text", "text[]", "text"),
+    *("timestamptz", "timestamptz", "int2", "int4"),
 )
 _RESPONSE_COLUMNS = ("tenant", "id", "request_id", "provider", "payload", "received_at")
 _RESPONSE_TYPES = ("text", "uuid", "uuid", "text", "text", "timestamptz")
 
-_SELECTED = "r.id, r.batch, r.customer, r.item, r.providers, r.payload, r.submitted_at, r.answer_by, r.state, r.responses, r.closed_at"
+_SELECTED = (
+    "r.id, r.batch, r.customer, r.item, r.providers, r.payload, r.submitted_at, r.answer_by, r.state, r.responses,"
+    " r.closed_at"
+)
 
 # The exact id wins, then the longest pattern. Every prefix of the item is looked up in the primary key, so it does not
 # matter how many items there are.
@@ -47,8 +41,9 @@ _PROVIDERS_OF = """
     FROM unnest(%(items)s::text[]) AS wanted (item)
     CROSS JOIN LATERAL (
         SELECT providers FROM item_providers
-        WHERE tenant = %(tenant)s AND item = ANY (
-            SELECT wanted.item UNION ALL SELECT left(wanted.item, n) || '*' FROM generate_series(0, length(wanted.item)) AS n)
+        WHERE tenant = %(tenant)s AND item = ANY (ARRAY(
+            SELECT wanted.item
+            UNION ALL SELECT left(wanted.item, n) || '*' FROM generate_series(0, length(wanted.item)) AS n))
         ORDER BY item = wanted.item DESC, length(item) DESC LIMIT 1) AS found"""
 
 _PUT_PROVIDERS = """
@@ -65,7 +60,7 @@ _COUNT_RESPONSES = """
 _LOCK_DUE = f"""
     SELECT r.tenant, {_SELECTED}
     FROM request r JOIN unnest(%(tenants)s::text[], %(ids)s::uuid[]) AS due (tenant, id) USING (tenant, id)
-    WHERE r.state = ANY(%(waiting)s) ORDER BY r.tenant, r.id FOR NO KEY UPDATE OF r"""
+    WHERE r.state = ANY(%(waiting)s) ORDER BY r.tenant, r.id FOR NO KEY UPDATE OF r"""  # noqa: S608
 
 # The smallest payloads first, as long as they fit; the others come without.
 _LATEST_ANSWERS = """
@@ -154,7 +149,7 @@ class RequestStore:
     async def close_due(
         self, tx: Transaction, due: Sequence[tuple[str, UUID]], now: datetime, *, answers_bytes: int
     ) -> list[Closing]:
-        """Close the requests, (tenant, id) each, that are not over yet, and return those with each provider's latest answer.
+        """Close the requests, (tenant, id) each, that are not over yet; returns those with their latest answers.
 
         The payloads of one request's answers add up to `answers_bytes` at most; the others are None.
         """

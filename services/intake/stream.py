@@ -1,6 +1,6 @@
-"""Intake's end of the links: commands go out in the transaction that accepts them, requests come back when they are due.
+"""Intake's end of the links: commands go out in the transaction that accepts them, requests come back when due.
 
-    Acceptance.accept: claim the key and a sequence → prepare → pack → outbox → keep the answer → COMMIT → publish → wait
+    Acceptance.accept: claim key and sequence → prepare → pack → outbox → keep the answer → COMMIT → publish → wait
 
 What a repeated call gets (same idempotency key, same content): the answer of the first call as far as it is known, at
 once. It waits for the first call's commit, but never for receipts: `is_applied` and the counts are those the first call
@@ -29,7 +29,7 @@ from services.intake.stream_entries import Entries
 log = get_logger(__name__)
 
 CLOSED_AT_ONCE = 500
-"""Requests closed by one round of statements: bounds what is in memory at 500 × 384 KiB, and is normally under 1 MiB."""
+"""Requests closed by one round of statements: bounds what is in memory at 500 × 384 KiB; normally it is under 1 MiB."""
 
 MAX_OUTGOING_BYTES = 64 << 20
 """Frames that one fetch publishes by itself; the sweeper publishes what is beyond."""

@@ -1,7 +1,7 @@
 """The entries that intake sends: what each command and each request turns into, and where it goes.
 
-Contents that callers send (scheduler.v1 messages) are carried as they came: they are checked at the door, and copying them
-field by field would cost more than everything else.
+Contents that callers send (scheduler.v1 messages) are carried as they came: they are checked at the door, and copying
+them field by field would cost more than everything else.
 """
 
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ class Entries:
         timeline: str,
         cause: str,
     ) -> list[Addressed]:
-        """Cancel timers, and what they and the entity have in open digests: one entry to the scheduler, then one to digest."""
+        """Cancel timers, and what there is in open digests: an entry to the scheduler, then one to digest."""
         raw_ids = [one.bytes for one in ids]
         selector = link_pb2.TimerSelector(entity=entity, type=type, ids=raw_ids, timeline=timeline)
         timers = link_pb2.CancelTimers(selector=selector, cause=cause)
@@ -148,7 +148,7 @@ class Entries:
         )
 
     def summary(self, closing: Closing) -> Addressed:
-        """The answer-by date has come: the customer hears of everything. It occurs at that date, however late we are."""
+        """The answer-by date has come: the customer hears everything. It occurs at that date, however late we are."""
         return self._told(
             closing.tenant,
             closing.request,

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from libs.service import main
-from services.scheduler.app import build
+from services.scheduler.app import RECEIVERS, build
 from services.scheduler.settings import Settings
 
 if __name__ == "__main__":
     main(
         service="scheduler",
-        receivers=("digest", "intake", "dispatcher"),
+        receivers=RECEIVERS,
         settings=Settings,
         build=build,
         directory=Path(__file__).parent,

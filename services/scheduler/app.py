@@ -1,7 +1,8 @@
 """Wires the scheduler: the only place that constructs."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
+from datetime import timedelta
 
 from libs.errors import FailedPrecondition, Unavailable
 from libs.links.frames import all_subjects, stream_name, subject_of
@@ -15,6 +16,10 @@ from services.scheduler.store import TurnStore
 from services.scheduler.store_leases import LeaseStore
 from services.scheduler.store_queries import QueryStore
 
+RECEIVERS = ("digest", "intake", "dispatcher")
+"""Where fired timers send to."""
+
+_TOMBSTONE_SLACK = timedelta(hours=1)  # A frame's age is by its sender's clock, a tombstone's by the database's.
 _NUDGES = "carillon.scheduler.nudge"
 
 
@@ -33,9 +38,10 @@ async def build(runtime: Runtime, settings: Settings) -> Service:
         clock=runtime.clock,
         settings=own,
         shard_count=runtime.shards,
+        receivers=RECEIVERS,
     )
 
-    def consume(shard: int) -> AsyncIterator[Sequence[Message]]:
+    def consume(shard: int) -> AsyncGenerator[Sequence[Message], None]:
         return runtime.bus.consume(
             stream_name(runtime.service),
             durable=f"{runtime.service}-{shard}",
@@ -54,7 +60,7 @@ async def build(runtime: Runtime, settings: Settings) -> Service:
         replica=runtime.replica,
         shard_count=runtime.shards,
         ttl=own.lease_ttl,
-        tombstones_after=runtime.links.inbox_retention,
+        tombstones_after=runtime.links.inbox_retention + _TOMBSTONE_SLACK,
         consume=consume,
         nudge=nudge,
     )

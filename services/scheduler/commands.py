@@ -17,6 +17,9 @@ from services.scheduler.timer import Mark, State, TargetKind, Timer
 Entity = tuple[str, str]
 """(tenant, entity)"""
 
+Refusal = tuple[int, str, str]
+"""Why a command changed nothing: (google.rpc.Code, reason, message)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
@@ -57,12 +60,12 @@ class Selection:
     ids: frozenset[UUID] = frozenset()
     timeline: str = ""
 
-    def matches(self, *, type: str, id: UUID, schedule_id: UUID, timeline: str) -> bool:  # noqa: A002
-        """Whether a timer with these properties is selected."""
+    def selects(self, timer: Timer) -> bool:
+        """Whether this timer, of the entity in question, is selected."""
         return (
-            (not self.type or self.type == type)
-            and (not self.timeline or self.timeline == timeline)
-            and (not self.ids or id in self.ids or schedule_id in self.ids)
+            (not self.type or self.type == timer.type)
+            and (not self.timeline or (timer.step_of is not None and self.timeline == timer.step_of.timeline))
+            and (not self.ids or timer.id in self.ids or timer.schedule_id in self.ids)
         )
 
 
@@ -144,12 +147,12 @@ class StateChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a command gave, for its caller. `error` is (google.rpc.Code, reason, message)."""
+    """What a command gave, for its caller."""
 
     frame_id: UUID
     index: int
     changed: int = 0
-    error: tuple[int, str, str] | None = None
+    error: Refusal | None = None
 
 
 @dataclass(slots=True, kw_only=True)

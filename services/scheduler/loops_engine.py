@@ -1,35 +1,45 @@
 """The thin shell around the shards: one loop that gives them their turns and commits what they decide.
 
 A turn takes what has arrived and what is due, for all shards of this replica at once, and makes it true in *one*
-transaction (group commit): fence, admit frames, read pages, handle commands, fire, write, insert outgoing frames. After
-the commit it publishes, acks and receipts. Shards share transactions and nothing else.
+transaction (group commit): fence, admit frames, handle commands, fire, write, insert outgoing frames. After the commit
+it publishes, acks and receipts. Shards share transactions and nothing else.
 
 When a turn fails, its shards are thrown away and reported as lost; the leases loop takes them again under a new epoch,
-which waits for a commit still in flight. Frames go back to the broker.
+which cannot happen before a commit still in flight has ended. Their frames wait here meanwhile.
+
+What fails for a reason of its own must not hold up the others. After such a failure the frames of the turn become
+suspects: each gets a turn alone, without firing, and one that fails alone is handed to `Settlement.fail`, which counts
+and in the end buries it. Firing goes on with half as many timers each time; a timer that fails alone is recorded as
+failed the next time.
 """
 
 import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
 from libs.clock import Clock
+from libs.errors import ResourceExhausted
 from libs.links.frames import Addressed, OutgoingFrame
 from libs.links.inbox import keep_results
 from libs.links.receiver import EntryResult, IncomingFrame, Message, PoisonFrame, Receipt, Settlement, receipts_of
 from libs.links.sender import Sender
 from libs.postgres import Database, Transaction, is_transient
+from libs.sharding import shard_of
 from services.scheduler import metrics
 from services.scheduler.commands import Changes, Command, Known, Needs, Outcome
+from services.scheduler.loops_mailbox import Arrival, Mailbox
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.shard import Shard
-from services.scheduler.timer import Mark, State, Timer
+from services.scheduler.timer import Mark, Timer
 
 log = logging.getLogger(__name__)
+
+_PAUSE_S = 0.05
 
 
 class Store(Protocol):
@@ -45,17 +55,19 @@ class Codec(Protocol):
     """Between frames and commands; the module services.scheduler.stream."""
 
     def commands_of(self, incoming: IncomingFrame) -> list[Command]: ...
-    def addressed(self, fired: Iterable[Timer]) -> list[Addressed]: ...
+    def encode(self, due: Iterable[Timer]) -> tuple[dict[UUID, Addressed], dict[UUID, str]]: ...
     def results_of(self, outcomes: Sequence[Outcome]) -> Mapping[UUID, Sequence[EntryResult]]: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
-    """A frame for a shard, decoded."""
+@dataclass(slots=True, kw_only=True)
+class Turn:
+    """What one turn is about. `taken`: the timers it tried to fire, once it has."""
 
-    shard: int
-    incoming: IncomingFrame
-    commands: list[Command]
+    shards: dict[int, Shard]
+    arrivals: list[Arrival]
+    most_timers: int
+    is_careful: bool = False
+    taken: dict[int, list[Timer]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +79,6 @@ class Committed:
     settled: list[IncomingFrame]
     fresh: list[IncomingFrame]
     receipts: dict[UUID, Receipt]
-    has_more: bool
 
 
 class Engine:
@@ -84,7 +95,9 @@ class Engine:
         clock: Clock,
         settings: SchedulerSettings,
         shard_count: int,
+        receivers: Sequence[str],
     ) -> None:
+        """`receivers`: those that timers send to; nothing fires while the link to one of them is full (INV-9)."""
         self._db = db
         self._store = store
         self._codec = codec
@@ -92,14 +105,18 @@ class Engine:
         self._sender = sender
         self._clock = clock
         self._settings = settings
+        self._shard_count = shard_count
+        self._receivers = receivers
         self._page_timers = max(16, settings.wheel_timers // shard_count)
         self._shards: dict[int, Shard] = {}
-        self._mailbox: deque[Arrival] = deque()
-        self._room = asyncio.Semaphore(settings.max_mailbox_frames)
+        self._mailbox = Mailbox(max(1, settings.max_mailbox_frames // shard_count))
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._has_room = True
+        self._caution: dict[int, int] = {}  # Timers per turn, for shards whose firing has failed.
+        self._blamed: dict[int, tuple[UUID, str]] = {}  # The timer that failed alone, and why.
         self.is_trusted: Callable[[], bool] = lambda: True
-        self.on_lost: Callable[[Sequence[int]], None] = lambda _: None
+        self.on_lost: Callable[[], None] = lambda: None
 
     # Shards come and go
 
@@ -113,13 +130,21 @@ class Engine:
             page_timers=self._page_timers,
             now=self._clock.now(),
         )
-        self._wake.set()
+        self.wake()
 
     async def drop(self, numbers: Iterable[int]) -> None:
-        """Let go of shards, between two turns: when this returns, no turn of theirs is under way."""
+        """Let go of shards and hand back their mail, between two turns: afterwards no turn of theirs is under way."""
+        numbers = list(numbers)
         async with self._turn:
             for number in numbers:
                 self._shards.pop(number, None)
+                self._caution.pop(number, None)
+                self._blamed.pop(number, None)
+            mail = self._mailbox.remove(numbers)
+        await _hand_back(one.incoming for one in mail)
+
+    def wake(self) -> None:
+        """Look for work again: a lease was renewed, a shard has come, a link has room."""
         self._wake.set()
 
     @property
@@ -127,119 +152,127 @@ class Engine:
         """The shards that are here, and their epochs."""
         return {number: shard.epoch for number, shard in self._shards.items()}
 
-    # The mailbox
-
     async def deliver(self, shard: int, messages: Sequence[Message]) -> None:
         """Put frames for a shard into the mailbox; waits while it is full (INV-9)."""
-        for incoming in await self._settlement.parse(messages):
-            try:
-                commands = self._codec.commands_of(incoming)
-            except PoisonFrame as err:
-                await self._settlement.fail([incoming], err)
-                continue
-            await self._room.acquire()
-            self._mailbox.append(Arrival(shard=shard, incoming=incoming, commands=commands))
-            self._wake.set()
+        waiting = deque(await self._settlement.parse(messages))
+        try:
+            while waiting:
+                try:
+                    commands = self._commands_of(shard, waiting[0])
+                except PoisonFrame as err:
+                    await self._settlement.fail([waiting.popleft()], err)
+                    continue
+                await self._mailbox.put(Arrival(shard=shard, incoming=waiting[0], commands=commands))
+                waiting.popleft()
+                self.wake()
+        except asyncio.CancelledError:
+            await _hand_back(waiting)  # Or they would come to the shard's next owner only after ACK_WAIT.
+            raise
 
-    def _take_mail(self) -> list[Arrival]:
-        arrivals: list[Arrival] = []
-        entries = 0
-        seen: set[UUID] = set()
-        while self._mailbox:
-            arrival = self._mailbox[0]
-            entries += len(arrival.commands)
-            # A copy of a frame waits for the next turn, where the inbox knows it.
-            if arrivals and (entries > self._settings.turn_entries or arrival.incoming.id in seen):
-                break
-            seen.add(arrival.incoming.id)
-            arrivals.append(self._mailbox.popleft())
-            self._room.release()
-        return arrivals
+    def _commands_of(self, shard: int, incoming: IncomingFrame) -> list[Command]:
+        commands = self._codec.commands_of(incoming)
+        for command in commands:
+            if (belongs_to := shard_of(command.tenant, command.entity, self._shard_count)) != shard:
+                raise PoisonFrame(
+                    f"entry {command.index} belongs to shard {belongs_to}, but came to {shard}: CARILLON_SHARDS differs"
+                )
+        return commands
 
     # Turns
 
     async def run(self) -> None:
         """Take turns until cancelled."""
         while True:
-            has_more = await self.turn()
-            if not has_more:
+            if not await self.turn():
                 await self._clock.wait_until(self._next_at(), self._wake)
 
     def _next_at(self) -> datetime | None:
-        if self._mailbox or any(shard.wants_page() is not None for shard in self._shards.values()):
-            return self._clock.now()
+        """When there is work without anybody waking us."""
+        if not self.is_trusted() or not self._has_room:
+            return None
         return min((at for shard in self._shards.values() if (at := shard.next_at()) is not None), default=None)
 
     async def turn(self) -> bool:
-        """One turn; returns whether there is more to do at once."""
+        """One turn; whether there was something to do, and so may be more."""
         async with self._turn:
-            if not self.is_trusted():
-                await self._lose(list(self._shards), [])
-            arrivals = self._take_mail()
-            ours = [one for one in arrivals if one.shard in self._shards]
-            await self._hand_back([one for one in arrivals if one.shard not in self._shards])
-            shards = self._shards_with_work(ours)
-            if not shards:
-                return bool(self._mailbox)
+            # An untrusted lease may be good still; who renews it wakes us.
+            turn = self._plan() if self.is_trusted() else None
+            if turn is None:
+                return False
             try:
-                committed = await self._commit_turn(shards, ours)
-            except Exception as err:  # noqa: BLE001 - outermost frame of a turn: everything of it is undone, and done again.
-                await self._on_failure(shards, ours, err)
+                committed = await self._commit(turn)
+            except Exception as err:  # noqa: BLE001 - outermost frame of a turn: all of it is undone, and done again.
+                await self._on_failure(turn, err)
                 return True
+            self._on_success(turn)
         await self._after_commit(committed)
-        return committed.has_more or bool(self._mailbox)
+        return True
 
-    def _shards_with_work(self, arrivals: Sequence[Arrival]) -> dict[int, Shard]:
+    def _plan(self) -> Turn | None:
+        if (suspect := self._mailbox.take_suspect(self._shards)) is not None:
+            shards = {suspect.shard: self._shards[suspect.shard]}
+            return Turn(shards=shards, arrivals=[suspect], most_timers=0, is_careful=True)
         now = self._clock.now()
-        addressed = {one.shard for one in arrivals}
-        return {
-            number: shard
-            for number, shard in sorted(self._shards.items())
-            if number in addressed
-            or shard.wants_page() is not None
-            or ((at := shard.next_at()) is not None and at <= now)
-        }
+        due = {n for n, shard in self._shards.items() if self._has_room and (at := shard.next_at()) and at <= now}
+        for number in due & self._caution.keys():
+            shards = {number: self._shards[number]}
+            return Turn(shards=shards, arrivals=[], most_timers=self._caution[number], is_careful=True)
+        arrivals = self._mailbox.take(self._shards, self._settings.turn_entries)
+        hungry = {number for number, shard in self._shards.items() if shard.wants_page() is not None}
+        busy = sorted(due | hungry | {one.shard for one in arrivals})
+        if not busy:
+            return None
+        most_timers = self._settings.turn_timers if self._has_room else 0
+        return Turn(shards={n: self._shards[n] for n in busy}, arrivals=arrivals, most_timers=most_timers)
 
-    async def _commit_turn(self, shards: dict[int, Shard], arrivals: Sequence[Arrival]) -> Committed:
+    async def _commit(self, turn: Turn) -> Committed | None:
+        """Take a turn in one transaction; None when not one of its shards was ours any more."""
+        await self._read_pages(turn.shards)
         async with self._db.transaction() as tx:
-            epochs = {number: shard.epoch for number, shard in shards.items()}
-            still_ours = await self._store.fence(tx, epochs, longest_pause=self._settings.lease_ttl)
-            if lost := epochs.keys() - still_ours:
-                metrics.FENCED.inc(len(lost))
-                await self._lose(lost, [one for one in arrivals if one.shard in lost])
-            shards = {number: shard for number, shard in shards.items() if number in still_ours}
-            arrivals = [one for one in arrivals if one.shard in still_ours]
-
+            await self._fence(tx, turn)
+            if not turn.shards:
+                return None
             now = self._clock.now()
-            await self._read_pages(tx, shards)
-            admission = await self._settlement.admit(tx, [one.incoming for one in arrivals])
-            fresh = [one for one in arrivals if one.incoming.id in admission.fresh]
-            await self._handle(tx, shards, fresh, now)
-            has_more = await self._fire(tx, shards, now)
+            admission = await self._settlement.admit(tx, [one.incoming for one in turn.arrivals])
+            fresh = [one for one in turn.arrivals if one.incoming.id in admission.fresh]
+            await self._handle(tx, turn.shards, fresh, now)
+            encoded = await self._fire(tx, turn, now)
 
-            changes = [shard.take_changes() for shard in shards.values()]
+            changes = [shard.take_changes() for shard in turn.shards.values()]
             await self._store.write(tx, changes, now)
-            frames, _ = self._sender.pack(self._codec.addressed(timer for one in changes for timer in one.fired))
+            frames, _ = self._sender.pack(encoded[timer.id] for one in changes for timer in one.fired)
             await self._sender.insert(tx, frames)
             results = self._codec.results_of([outcome for one in changes for outcome in one.outcomes])
             incoming = [one.incoming for one in fresh]
             receipts = admission.receipts | receipts_of(incoming, results)
             await keep_results(tx, {i: r for i, r in receipts.items() if i in admission.fresh and r.results})
-        return Committed(
-            changes=changes,
-            frames=frames,
-            settled=[one.incoming for one in arrivals],
-            fresh=incoming,
-            receipts=receipts,
-            has_more=has_more,
-        )
+        settled = [one.incoming for one in turn.arrivals]
+        return Committed(changes=changes, frames=frames, settled=settled, fresh=incoming, receipts=receipts)
 
-    async def _read_pages(self, tx: Transaction, shards: Mapping[int, Shard]) -> None:
+    async def _read_pages(self, shards: Mapping[int, Shard]) -> None:
+        """Read ahead. Before the fence, so that a process stopped in the middle of a large answer holds no lock.
+
+        What is read is right if the fence then holds: since the shard was taken nobody else has changed it.
+        """
         wanted = {number: mark for number, shard in shards.items() if (mark := shard.wants_page()) is not None}
-        if wanted:
-            for number, page in (await self._store.pages(tx, wanted, self._page_timers)).items():
-                shards[number].add_page(page)
-            metrics.PAGES.inc(len(wanted))
+        if not wanted:
+            return
+        async with self._db.read() as tx:
+            pages = await self._store.pages(tx, wanted, self._page_timers)
+        for number, page in pages.items():
+            shards[number].add_page(page)
+        metrics.PAGES.inc(len(wanted))
+
+    async def _fence(self, tx: Transaction, turn: Turn) -> None:
+        """INV-3: lock the shards of the turn, and leave out those that are not ours any more."""
+        epochs = {number: shard.epoch for number, shard in turn.shards.items()}
+        lost = epochs.keys() - await self._store.fence(tx, epochs, longest_pause=self._settings.lease_ttl)
+        if lost:
+            metrics.FENCED.inc(len(lost))
+            self._lose(lost)
+            self._mailbox.put_back([one for one in turn.arrivals if one.shard in lost])
+            turn.shards = {number: shard for number, shard in turn.shards.items() if number not in lost}
+            turn.arrivals = [one for one in turn.arrivals if one.shard not in lost]
 
     async def _handle(
         self, tx: Transaction, shards: Mapping[int, Shard], fresh: Sequence[Arrival], now: datetime
@@ -251,60 +284,86 @@ class Engine:
         for one in fresh:
             shards[one.shard].handle(one.commands, known, now)
 
-    async def _fire(self, tx: Transaction, shards: Mapping[int, Shard], now: datetime) -> bool:
-        """Fire what is due; whether some of it had to wait for another turn."""
-        with_due = [shard for shard in shards.values() if (at := shard.next_at()) is not None and at <= now]
-        limit = max(1, self._settings.turn_timers // max(1, len(with_due)))
-        due = [(shard, shard.take_due(now, limit)) for shard in with_due]
+    async def _fire(self, tx: Transaction, turn: Turn, now: datetime) -> Mapping[UUID, Addressed]:
+        """Fire what is due, at most the turn's share of each shard; what each timer sends if it does fire."""
+        due = [s for s in turn.shards.values() if turn.most_timers and (at := s.next_at()) and at <= now]
+        limit = max(1, turn.most_timers // max(1, len(due)))
+        turn.taken = {shard.number: shard.take_due(now, limit) for shard in due}
         needs = Needs()
-        for _, timers in due:
+        for timers in turn.taken.values():
             needs |= Shard.needs_to_fire(timers)
         known = await self._store.load(tx, needs)
-        for shard, timers in due:
-            shard.fire(timers, known, now)
-        return any(len(timers) == limit or shard.wants_page() is not None for shard, timers in due)
+        encoded, broken = self._codec.encode(timer for timers in turn.taken.values() for timer in timers)
+        broken |= dict(self._blamed.values())
+        for shard in due:
+            shard.fire(turn.taken[shard.number], known, now, broken)
+        return encoded
 
-    async def _after_commit(self, committed: Committed) -> None:
+    async def _after_commit(self, committed: Committed | None) -> None:
+        if committed is None:
+            return
         self._sender.publish(committed.frames)
         await self._settlement.settle(committed.settled, committed.receipts, committed.fresh)
-        metrics.TURNS.labels("committed").inc()
-        now = self._clock.now()
-        for one in committed.changes:
-            metrics.ACCEPTED.inc(len(one.inserts))
-            for timer in one.fired:
-                metrics.FIRED.labels(timer.target_kind.name.lower()).inc()
-                metrics.LATENESS_SECONDS.observe(max(0.0, (now - timer.due_at).total_seconds()))
-            for state in one.states.values():
-                if state.state is not State.SCHEDULED:
-                    metrics.DECIDED.labels(state.state.name.lower()).inc()
+        metrics.count_turn(committed.changes, self._clock.now())
 
     # What goes wrong
 
-    async def _on_failure(self, shards: Mapping[int, Shard], arrivals: Sequence[Arrival], error: Exception) -> None:
+    def _on_success(self, turn: Turn) -> None:
+        for number in turn.taken.keys() & self._caution.keys():
+            self._blamed.pop(number, None)
+            self._caution[number] *= 2
+            if self._caution[number] >= self._settings.turn_timers:
+                del self._caution[number]
+
+    async def _on_failure(self, turn: Turn, error: Exception) -> None:
         metrics.TURNS.labels("failed").inc()
         log.warning(
             "A turn failed; its shards are taken anew.",
-            extra={"shards": len(shards), "frames": len(arrivals), "error": repr(error)},
+            extra={"shards": len(turn.shards), "frames": len(turn.arrivals), "error": repr(error)},
             exc_info=None if is_transient(error) else error,
         )
-        await self._lose(shards, [])
-        await self._settlement.fail([one.incoming for one in arrivals], error)
-        await asyncio.sleep(0.05)  # Whatever is away is not back within microseconds.
+        self._lose(turn.shards)
+        if is_transient(error):
+            self._mailbox.put_back(turn.arrivals)
+        else:
+            await self._find_culprit(turn, error)
+        await asyncio.sleep(_PAUSE_S)  # Whatever is away is not back within microseconds.
 
-    async def _lose(self, numbers: Iterable[int], arrivals: Sequence[Arrival]) -> None:
-        lost = [number for number in numbers if self._shards.pop(number, None) is not None]
-        await self._hand_back(arrivals)
-        if lost:
-            self.on_lost(lost)
+    async def _find_culprit(self, turn: Turn, error: Exception) -> None:
+        """Have what failed together tried apart, and blame what failed alone."""
+        if turn.is_careful and turn.arrivals:
+            await self._settlement.fail([one.incoming for one in turn.arrivals], error)
+        else:
+            self._mailbox.put_back(replace(one, is_suspect=True) for one in turn.arrivals)
+        for number, timers in turn.taken.items():
+            self._caution[number] = max(1, len(timers) // 2)
+            if turn.is_careful and len(timers) == 1:
+                self._blamed[number] = (timers[0].id, f"{type(error).__name__}: {error}")
 
-    async def _hand_back(self, arrivals: Sequence[Arrival]) -> None:
-        for one in arrivals:
-            await one.incoming.message.nak(timedelta(milliseconds=50))
+    def _lose(self, numbers: Iterable[int]) -> None:
+        for number in list(numbers):
+            self._shards.pop(number, None)
+        self.on_lost()
 
     def measure(self) -> None:
-        """Read the gauges."""
+        """Read the gauges, and whether the links have room."""
         now = self._clock.now()
         metrics.WHEEL_TIMERS.set(sum(map(len, self._shards.values())))
+        metrics.MAILBOX_FRAMES.set(len(self._mailbox))
         metrics.SHARDS_HELD.set(len(self._shards))
         lags = [(now - at).total_seconds() for s in self._shards.values() if (at := s.next_at()) is not None]
         metrics.WATERMARK_LAG_SECONDS.set(max(0.0, *lags) if lags else 0.0)
+        had_room = self._has_room
+        try:
+            self._sender.check_room(self._receivers)
+            self._has_room = True
+        except ResourceExhausted as err:
+            self._has_room = False
+            log.warning("Nothing fires: the timers wait in their table.", extra={"error": str(err)})
+        if self._has_room and not had_room:
+            self.wake()
+
+
+async def _hand_back(frames: Iterable[IncomingFrame]) -> None:
+    for one in frames:
+        await one.message.nak(timedelta(0))

@@ -5,7 +5,11 @@ States of a shard, as one replica sees it:
     somebody else's ──(free or expired, and rendezvous says ours)──▶ taken: epoch + 1 ──▶ in the engine
           ▲                                                                                 │
           └───────── released (rendezvous says another's; we leave) ◀───────────────────────┤
-          └───────── lost (fenced, turn failed, lease not renewed in time) ◀────────────────┘
+          └───────── lost (another epoch at a turn or renewal; turn failed) ◀───────────────┘
+
+While a lease is not renewed in time, its shard stands still here: it goes on when a renewal finds the epoch unchanged,
+and is dropped when not. Consumers and mail live a little longer than the shard: through a failed turn, until it is
+clear whose the shard is.
 
 What protects the data is the epoch in every transaction, not this loop. What this loop protects is time: no shard
 should be without an owner for longer than a lease, and none should change hands without need.
@@ -14,7 +18,8 @@ should be without an owner for longer than a lease, and none should change hands
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Protocol
 
@@ -28,6 +33,7 @@ from services.scheduler.timer import Mark
 log = logging.getLogger(__name__)
 
 _FORGET_INTERVAL_S = 60.0
+_RETRY_TAKE = timedelta(milliseconds=50)
 
 
 class Grant(Protocol):
@@ -49,7 +55,7 @@ class Situation(Protocol):
     @property
     def renewed(self) -> frozenset[int]: ...
     @property
-    def members(self) -> frozenset[str]: ...
+    def members(self) -> Mapping[str, timedelta]: ...
     @property
     def lease_ends_in(self) -> Mapping[int, timedelta]: ...
 
@@ -75,7 +81,7 @@ class Leases:
         shard_count: int,
         ttl: timedelta,
         tombstones_after: timedelta,
-        consume: Callable[[int], AsyncIterator[Sequence[Message]]],
+        consume: Callable[[int], AsyncGenerator[Sequence[Message], None]],
         nudge: Callable[[], Awaitable[None]],
     ) -> None:
         self._engine = engine
@@ -91,7 +97,7 @@ class Leases:
         self._known_members: frozenset[str] = frozenset()
         self.wake = asyncio.Event()
         engine.is_trusted = self.is_trusted
-        engine.on_lost = self._on_lost
+        engine.on_lost = self.wake.set
 
     def is_trusted(self) -> bool:
         """Whether our leases still count, by our own reckoning."""
@@ -120,8 +126,8 @@ class Leases:
                 next_forget_s = time.monotonic() + _FORGET_INTERVAL_S
                 try:
                     await self._store.forget(tombstones_after=self._tombstones_after, members_after=self._ttl * 100)
-                except Unavailable as err:
-                    log.warning("Could not forget old tombstones; trying again.", extra={"error": str(err)})
+                except Exception:  # noqa: BLE001 - outermost frame of a loop that must go on.
+                    log.warning("Could not forget old tombstones; trying again.", exc_info=True)
             await asyncio.sleep(1)
 
     async def _attempt(self) -> timedelta:
@@ -130,6 +136,8 @@ class Leases:
         except Unavailable as err:
             metrics.RENEWALS.labels("failed").inc()
             log.warning("Could not renew the leases; trying again.", extra={"error": str(err)})
+            if not self.is_trusted():
+                await self._stop_consumers(list(self._consumers))  # Others may have the shards, and wait for the mail.
             return self._ttl / 20
         metrics.RENEWALS.labels("committed").inc()
         return wait
@@ -142,29 +150,30 @@ class Leases:
         # From the start of the call: when the answer came says nothing about when the lease began.
         self._trusted_until_s = trusted_until_s(began_s, self._ttl)
         if gone := held.keys() - situation.renewed:
+            metrics.FENCED.inc(len(gone))
             await self._drop(gone)
+        self._engine.wake()
         wanted = wanted_shards(self._replica, situation.members, self._shard_count)
         if unwanted := {shard: epoch for shard, epoch in self._engine.epochs.items() if shard not in wanted}:
             await self._drop(unwanted)
             await self._store.release(unwanted, is_leaving=False)
             await self._nudge()
-        await self._take_free(wanted, situation)
-        if situation.members != self._known_members:
-            log.info("The live replicas are %s.", ", ".join(sorted(situation.members)))
-            is_new_here = not self._known_members
-            self._known_members = situation.members
-            if is_new_here:
-                await self._nudge()  # The others should give us our share now, not at their next beat.
+        missing = await self._take_free(wanted, situation)
+        await self._match_consumers()
+        if situation.members.keys() != self._known_members:
+            await self._meet(situation.members.keys())
+        if missing:
+            return _RETRY_TAKE
         awaited = [left for shard, left in situation.lease_ends_in.items() if shard in wanted and left > timedelta(0)]
+        awaited += [left for member, left in situation.members.items() if member != self._replica]
         return until_next_beat(self._ttl, awaited)
 
-    async def _take_free(self, wanted: Collection[int], situation: Situation) -> None:
+    async def _take_free(self, wanted: Collection[int], situation: Situation) -> set[int]:
+        """Take what is ours to take; returns what is free and could not be taken, a transaction of its being open."""
         missing = set(wanted) - self._engine.epochs.keys()
         # Those not in lease_ends_in are ours in Postgres and were lost here: taken anew, under a new epoch.
-        free = [s for s in missing if situation.lease_ends_in.get(s, timedelta(0)) <= timedelta(0)]
-        if not free:
-            return
-        for grant in await self._store.take(free):
+        free = {s for s in missing if situation.lease_ends_in.get(s, timedelta(0)) <= timedelta(0)}
+        for grant in await self._store.take(free) if free else ():
             metrics.TAKEOVERS.inc()
             self._engine.add(
                 number=grant.shard,
@@ -172,27 +181,48 @@ class Leases:
                 watermark=grant.watermark,
                 newest_tombstones=grant.newest_tombstones,
             )
-            if grant.shard not in self._consumers:
-                self._consumers[grant.shard] = asyncio.create_task(self._take_frames(grant.shard))
+        return free - self._engine.epochs.keys()
+
+    async def _meet(self, members: Collection[str]) -> None:
+        log.info("The live replicas are %s.", ", ".join(sorted(members)))
+        is_new_here = not self._known_members
+        self._known_members = frozenset(members)
+        if is_new_here:
+            await self._nudge()  # The others should give us our share now, not at their next beat.
+
+    # Consumers
+
+    async def _match_consumers(self) -> None:
+        """Have a consumer for each shard that is here, and none for others."""
+        here = self._engine.epochs.keys()
+        if homeless := self._consumers.keys() - here:
+            await self._drop(homeless)
+        for shard in here:
+            if shard not in self._consumers or self._consumers[shard].done():
+                self._consumers[shard] = asyncio.create_task(self._take_frames(shard))
 
     async def _take_frames(self, shard: int) -> None:
-        async for messages in self._consume(shard):
-            await self._engine.deliver(shard, messages)
+        try:
+            async with aclosing(self._consume(shard)) as lists:
+                async for messages in lists:
+                    await self._engine.deliver(shard, messages)
+        except Exception:  # Outermost frame of a task nobody waits for; the next beat starts it again.
+            log.exception("A shard's consumer ended.", extra={"shard": shard})
 
-    async def _drop(self, shards: Collection[int]) -> None:
+    async def _stop_consumers(self, shards: Collection[int]) -> None:
         consumers = [task for shard in shards if (task := self._consumers.pop(shard, None)) is not None]
         for task in consumers:
             task.cancel()
         await asyncio.gather(*consumers, return_exceptions=True)
-        await self._engine.drop(shards)
 
-    def _on_lost(self, _shards: Sequence[int]) -> None:
-        self.wake.set()
+    async def _drop(self, shards: Collection[int]) -> None:
+        await self._stop_consumers(shards)
+        await self._engine.drop(shards)
 
     async def _leave(self) -> None:
         """Graceful handover: finish the turn, give everything back, tell the others."""
         held = self._engine.epochs
-        await self._drop(held)
+        await self._drop(held.keys() | self._consumers.keys())
         try:
             await self._store.release(held, is_leaving=True)
         except Unavailable as err:

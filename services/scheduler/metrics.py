@@ -1,7 +1,11 @@
 """What the scheduler tells Prometheus."""
 
+from collections.abc import Iterable
+from datetime import datetime
+
 from prometheus_client import Counter, Gauge, Histogram
 
+from services.scheduler.commands import Changes
 from services.scheduler.timer import State, TargetKind
 
 LATENESS_SECONDS = Histogram(
@@ -13,8 +17,12 @@ FIRED = Counter("carillon_scheduler_timers_fired_total", "Timers fired, by what 
 DECIDED = Counter("carillon_scheduler_timers_decided_total", "Timers that ended without firing.", ["state"])
 ACCEPTED = Counter("carillon_scheduler_timers_accepted_total", "Timers stored, successors and follow-ups included.")
 TURNS = Counter("carillon_scheduler_turns_total", "Transactions of the engine, by how they ended.", ["result"])
-FENCED = Counter("carillon_scheduler_fenced_writes_total", "Turns of a shard refused because of its epoch (INV-3).")
+FENCED = Counter(
+    "carillon_scheduler_fenced_writes_total",
+    "Times a shard turned out to be another's by now, at a turn or a renewal, and nothing was written (INV-3).",
+)
 WHEEL_TIMERS = Gauge("carillon_scheduler_wheel_timers", "Timers read ahead into the wheels of this replica.")
+MAILBOX_FRAMES = Gauge("carillon_scheduler_mailbox_frames", "Frames in memory that wait for their shard's turn.")
 PAGES = Counter("carillon_scheduler_pages_total", "Pages of waiting timers read.")
 WATERMARK_LAG_SECONDS = Gauge(
     "carillon_scheduler_watermark_lag_seconds", "How late the latest shard of this replica is, in business time."
@@ -23,10 +31,24 @@ SHARDS_HELD = Gauge("carillon_scheduler_shards_held", "Shards this replica holds
 TAKEOVERS = Counter("carillon_scheduler_takeovers_total", "Shards taken by this replica.")
 RENEWALS = Counter("carillon_scheduler_lease_renewals_total", "Renewals of all leases, by how they ended.", ["result"])
 
-for _kind in TargetKind:
-    FIRED.labels(_kind.name.lower())
-for _state in (State.SKIPPED, State.CANCELLED, State.EXPIRED, State.FAILED):
-    DECIDED.labels(_state.name.lower())
+_FIRED = {kind: FIRED.labels(kind.name.lower()) for kind in TargetKind}
+_DECIDED = {
+    state: DECIDED.labels(state.name.lower())
+    for state in (State.SKIPPED, State.CANCELLED, State.EXPIRED, State.FAILED)
+}
 for _result in ("committed", "failed"):
     TURNS.labels(_result)
     RENEWALS.labels(_result)
+
+
+def count_turn(changes: Iterable[Changes], now: datetime) -> None:
+    """Count what a committed turn did."""
+    TURNS.labels("committed").inc()
+    for one in changes:
+        ACCEPTED.inc(len(one.inserts))
+        for timer in one.fired:
+            _FIRED[timer.target_kind].inc()
+            LATENESS_SECONDS.observe(max(0.0, (now - timer.due_at).total_seconds()))
+        for decided in (*one.states.values(), *one.inserts.values()):
+            if decided.state in _DECIDED:
+                _DECIDED[decided.state].inc()

@@ -11,15 +11,19 @@ the horizon stays in the table until a page brings it in, so memory is bounded w
 A turn changes the actor before its transaction commits. When the commit fails, or nobody knows whether it did, it
 is thrown away and built anew from Postgres: there is no undo to get wrong.
 
+What cannot be decided must not hold up the others: a timer whose firing raises is recorded as failed, and its siblings
+fire. A command that raises undoes the turn; the shell then tries its frame alone.
+
 Guarantees kept here: INV-2 (the watermark and what fired are one change), INV-4 (tombstones and cancels before firing),
 INV-5 (firing order). INV-3 is the store's: every transaction checks the epoch.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from itertools import chain
 from uuid import UUID
 
 from libs.conditions import BadCondition, compile_condition
@@ -32,15 +36,16 @@ from services.scheduler.commands import (
     Needs,
     Outcome,
     PutFacts,
+    Refusal,
     ScheduleTimer,
-    Selection,
     StartTimeline,
     StateChange,
     Tombstone,
 )
+from services.scheduler.facts import MAX_FACTS_CHARACTERS, merge_patch
 from services.scheduler.recurrence import occurrence_id
-from services.scheduler.timelines import Step, Timeline, step_timer_id
-from services.scheduler.timer import Mark, State, StepOf, Timer, fire_time, origin_of
+from services.scheduler.timelines import step_timer
+from services.scheduler.timer import Mark, State, Timer, fire_time, origin_of
 from services.scheduler.wheel import Wheel
 
 _FAILED_PRECONDITION = 9  # google.rpc.Code
@@ -68,7 +73,15 @@ class Shard:
         self._newest_tombstones = dict(newest_tombstones)
         self._page_timers = page_timers
         self._wheel = Wheel(now)
-        self._changes = Changes(shard=number)
+        self._begin_turn()
+
+    def _begin_turn(self) -> None:
+        self._changes = Changes(shard=self.number)
+        # What this turn has made so far, for the commands after it: ids of timers, schedules and runs; what it
+        # inserted and buried, by entity, so that a turn of thousands of commands stays linear.
+        self._made: set[UUID] = set()
+        self._inserted: defaultdict[Entity, list[UUID]] = defaultdict(list)
+        self._buried: defaultdict[Entity, list[Tombstone]] = defaultdict(list)
 
     def __len__(self) -> int:
         """Timers in the wheel."""
@@ -120,30 +133,30 @@ class Shard:
         for command in commands:
             match command:
                 case ScheduleTimer():
-                    changed, error = self._schedule(command, known, now), None
+                    changed, error = self._schedule(command, known, now)
                 case StartTimeline():
                     changed, error = self._start(command, known, now)
                 case CancelTimers():
                     changed, error = self._cancel(command, known, now), None
                 case PutFacts():
-                    changed, error = self._put_facts(command, known), None
+                    changed, error = self._put_facts(command, known)
                 case _:
                     raise TypeError(f"a shard does not know {type(command).__name__}")
             self._changes.outcomes.append(
                 Outcome(frame_id=command.frame_id, index=command.index, changed=changed, error=error)
             )
 
-    def _schedule(self, command: ScheduleTimer, known: Known, now: datetime) -> int:
-        if command.id in known.ids or command.id in self._changes.inserts:
-            return 0
+    def _schedule(self, command: ScheduleTimer, known: Known, now: datetime) -> tuple[int, Refusal | None]:
+        if command.id in known.ids or command.id in self._made:
+            return 0, None
         timer_id, due_at, occurrence = command.id, command.due_at, 0
         if command.recurrence is not None:
-            due_at = command.recurrence.first(command.accepted_at)
-            occurrence = 1
+            due_at, occurrence = command.recurrence.first(command.accepted_at), 1
             if due_at is not None:
                 timer_id = occurrence_id(command.id, due_at)
         if due_at is None:
-            return 0
+            return 0, (_FAILED_PRECONDITION, "NEVER_DUE", "the recurrence has no occurrence after its acceptance")
+        self._made.add(command.id)
         timer = Timer(
             id=timer_id,
             shard=self.number,
@@ -161,9 +174,9 @@ class Shard:
             condition=command.condition,
             expires_at=command.expires_at,
         )
-        return self._insert(timer, known, now)
+        return self._insert(timer, known, now), None
 
-    def _start(self, command: StartTimeline, known: Known, now: datetime) -> tuple[int, tuple[int, str, str] | None]:
+    def _start(self, command: StartTimeline, known: Known, now: datetime) -> tuple[int, Refusal | None]:
         timeline = known.newest_timelines.get((command.tenant, command.timeline))
         if timeline is None:
             return 0, (
@@ -171,18 +184,17 @@ class Shard:
                 "TIMELINE_NOT_FOUND",
                 f"there is no timeline {command.timeline!r}: store it with PutTimeline first",
             )
-        if command.run_id in known.ids or any(
-            timer.step_of is not None and timer.step_of.run_id == command.run_id
-            for timer in self._changes.inserts.values()
-        ):
+        if command.run_id in known.ids or command.run_id in self._made:
             return 0, None
+        self._made.add(command.run_id)
         return sum(
             self._insert(
-                _step_timer(
+                step_timer(
                     step,
                     timeline=timeline,
                     run_id=command.run_id,
-                    key=command.key,
+                    tenant=command.tenant,
+                    entity=command.entity,
                     due_at=command.anchor_at + step.offset,
                     sequence=command.sequence,
                     watermark=self.watermark,
@@ -200,6 +212,7 @@ class Shard:
             self._changes.inserts[timer.id] = _decided(timer, State.CANCELLED, now, tombstone.cause)
             return 0
         self._changes.inserts[timer.id] = timer
+        self._inserted[timer.tenant, timer.entity].append(timer.id)
         self._keep_near(timer)
         return 1
 
@@ -216,15 +229,10 @@ class Shard:
         for timer in [*known.waiting.get(command.key, ()), *self._new_timers_of(command.key)]:
             if timer.id in self._changes.states or timer.sequence >= command.sequence:
                 continue
-            if not _selects(command.selection, timer):
+            if not command.selection.selects(timer):
                 continue
             self._wheel.remove(timer.id)
-            if timer.id in self._changes.inserts:
-                self._changes.inserts[timer.id] = _decided(timer, State.CANCELLED, now, command.cause)
-            else:
-                self._changes.states[timer.id] = StateChange(
-                    timer_id=timer.id, state=State.CANCELLED, decided_at=now, note=command.cause
-                )
+            self._record(timer, State.CANCELLED, command.cause, now)
             count += 1
         tombstone = Tombstone(
             tenant=command.tenant,
@@ -234,21 +242,23 @@ class Shard:
             cause=command.cause,
         )
         self._changes.tombstones.append(tombstone)
+        self._buried[command.key].append(tombstone)
         origin = origin_of(command.entity)
         self._newest_tombstones[origin] = max(command.sequence, self._newest_tombstones.get(origin, 0))
         return count
 
     def _new_timers_of(self, key: Entity) -> list[Timer]:
-        return [
-            timer
-            for timer in self._changes.inserts.values()
-            if (timer.tenant, timer.entity) == key and timer.state is State.SCHEDULED
-        ]
+        new = [self._changes.inserts[timer_id] for timer_id in self._inserted.get(key, ())]
+        return [timer for timer in new if timer.state is State.SCHEDULED]
 
-    def _put_facts(self, command: PutFacts, known: Known) -> int:
+    def _put_facts(self, command: PutFacts, known: Known) -> tuple[int, Refusal | None]:
         before = self._changes.facts.get(command.key, known.facts.get(command.key, {}))
-        self._changes.facts[command.key] = merge_patch(before, command.patch)
-        return 1
+        merged = merge_patch(before, command.patch)
+        if len(json.dumps(merged)) > MAX_FACTS_CHARACTERS:
+            message = f"the facts of {command.entity} would exceed {MAX_FACTS_CHARACTERS} characters of JSON"
+            return 0, (_FAILED_PRECONDITION, "TOO_MANY_FACTS", message)
+        self._changes.facts[command.key] = merged
+        return 1, None
 
     # Tombstones
 
@@ -260,9 +270,8 @@ class Shard:
         if timer.sequence == 0:
             return None
         key = (timer.tenant, timer.entity)
-        new = [one for one in self._changes.tombstones if (one.tenant, one.entity) == key]
-        for tombstone in [*known.tombstones.get(key, []), *new]:
-            if timer.sequence < tombstone.sequence and _selects(tombstone.selection, timer):
+        for tombstone in chain(known.tombstones.get(key, ()), self._buried.get(key, ())):
+            if timer.sequence < tombstone.sequence and tombstone.selection.selects(timer):
                 return tombstone
         return None
 
@@ -283,18 +292,32 @@ class Shard:
                 needs.timelines.add((timer.tenant, timer.step_of.timeline, timer.step_of.version))
         return needs
 
-    def fire(self, timers: Sequence[Timer], known: Known, now: datetime) -> None:
-        """Decide what becomes of timers whose time has come, and move the watermark past them (INV-2, INV-5)."""
+    def fire(
+        self, timers: Sequence[Timer], known: Known, now: datetime, broken: Mapping[UUID, str] | None = None
+    ) -> None:
+        """Decide what becomes of timers whose time has come, and move the watermark past them (INV-2, INV-5).
+
+        `broken`: timers that cannot be fired, and why; they fail.
+        """
         if not timers:
             return
         self.watermark = self._changes.watermark = timers[-1].mark
         for timer in timers:
-            state, note = self._verdict(timer, known, now)
+            if (error := (broken or {}).get(timer.id)) is not None:
+                self._record(timer, State.FAILED, _note(error=error), now)
+                continue
+            try:
+                state, note = self._verdict(timer, known, now)
+                successors = self._successors(timer, known, now, has_fired=state is State.FIRED)
+            except Exception as err:  # noqa: BLE001 - outermost frame of a timer: its siblings must fire all the same.
+                self._record(timer, State.FAILED, _note(error=f"{type(err).__name__}: {err}"), now)
+                continue
             if state is State.FIRED:
                 self._changes.fired.append(timer)
-                self._begin_follow_ups(timer, known)
             self._record(timer, state, note, now)
-            self._begin_next_occurrence(timer, now)
+            for successor in successors:
+                self._changes.inserts[successor.id] = successor
+                self._keep_near(successor)
 
     def _verdict(self, timer: Timer, known: Known, now: datetime) -> tuple[State, str | None]:
         if timer.expires_at is not None and timer.expires_at <= now:
@@ -324,102 +347,49 @@ class Shard:
         else:
             self._changes.states[timer.id] = StateChange(timer_id=timer.id, state=state, decided_at=now, note=note)
 
-    def _begin_next_occurrence(self, timer: Timer, now: datetime) -> None:
-        if timer.recurrence is None or (due_at := timer.recurrence.following(timer.due_at, now)) is None:
-            return
-        following = _successor(
-            timer,
-            id=occurrence_id(timer.schedule_id, due_at),
-            due_at=due_at,
-            fire_at=fire_time(due_at, self.watermark),
-            occurrence=timer.occurrence + 1,
-        )
-        self._changes.inserts[following.id] = following
-        self._keep_near(following)
-
-    def _begin_follow_ups(self, timer: Timer, known: Known) -> None:
-        if timer.step_of is None:
-            return
-        timeline = known.timelines[(timer.tenant, timer.step_of.timeline, timer.step_of.version)]
-        step = timeline.step(timer.step_of.step)
-        for follow_up in step.follow_ups if step else ():
-            begun = _step_timer(
-                follow_up,
-                timeline=timeline,
-                run_id=timer.step_of.run_id,
-                key=(timer.tenant, timer.entity),
-                due_at=timer.due_at + follow_up.offset,
-                sequence=timer.sequence,
-                watermark=self.watermark,
-                shard=self.number,
+    def _successors(self, timer: Timer, known: Known, now: datetime, *, has_fired: bool) -> list[Timer]:
+        """What comes after a timer: its next occurrence whatever its verdict, its step's follow-ups if it fired."""
+        successors = []
+        if timer.recurrence is not None and (due_at := timer.recurrence.following(timer.due_at, now)) is not None:
+            following = replace(
+                timer,
+                id=occurrence_id(timer.schedule_id, due_at),
+                due_at=due_at,
+                fire_at=fire_time(due_at, self.watermark),
+                occurrence=timer.occurrence + 1,
+                state=State.SCHEDULED,
+                decided_at=None,
+                note=None,
             )
-            self._changes.inserts[begun.id] = begun
-            self._keep_near(begun)
+            successors.append(following)
+        if timer.step_of is not None and has_fired:
+            timeline = known.timelines[timer.tenant, timer.step_of.timeline, timer.step_of.version]
+            step = timeline.step(timer.step_of.step)
+            successors += [
+                step_timer(
+                    follow_up,
+                    timeline=timeline,
+                    run_id=timer.step_of.run_id,
+                    tenant=timer.tenant,
+                    entity=timer.entity,
+                    due_at=timer.due_at + follow_up.offset,
+                    sequence=timer.sequence,
+                    watermark=self.watermark,
+                    shard=self.number,
+                )
+                for follow_up in (step.follow_ups if step else ())
+            ]
+        return successors
 
     def take_changes(self) -> Changes:
         """What this turn decided; the next turn begins."""
-        changes, self._changes = self._changes, Changes(shard=self.number)
+        changes = self._changes
+        self._begin_turn()
         return changes
-
-
-def merge_patch(target: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """RFC 7396 for objects: null removes, objects merge, everything else replaces."""
-    merged = dict(target)
-    for key, value in patch.items():
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, dict):
-            before = merged.get(key)
-            merged[key] = merge_patch(before if isinstance(before, dict) else {}, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _step_timer(
-    step: Step,
-    *,
-    timeline: Timeline,
-    run_id: UUID,
-    key: Entity,
-    due_at: datetime,
-    sequence: int,
-    watermark: Mark,
-    shard: int,
-) -> Timer:
-    timer_id = step_timer_id(run_id, step.name)
-    return Timer(
-        id=timer_id,
-        shard=shard,
-        tenant=key[0],
-        entity=key[1],
-        type=timeline.name,
-        due_at=due_at,
-        fire_at=fire_time(due_at, watermark),
-        target_kind=step.target_kind,
-        target=step.target,
-        sequence=sequence,
-        schedule_id=timer_id,
-        condition=step.condition,
-        step_of=StepOf(run_id=run_id, timeline=timeline.name, version=timeline.version, step=step.name),
-    )
-
-
-def _successor(timer: Timer, *, id: UUID, due_at: datetime, fire_at: datetime, occurrence: int) -> Timer:  # noqa: A002
-    return replace(timer, id=id, due_at=due_at, fire_at=fire_at, occurrence=occurrence)
 
 
 def _decided(timer: Timer, state: State, now: datetime, note: str | None) -> Timer:
     return replace(timer, state=state, decided_at=now, note=note)
-
-
-def _selects(selection: Selection, timer: Timer) -> bool:
-    return selection.matches(
-        type=timer.type,
-        id=timer.id,
-        schedule_id=timer.schedule_id,
-        timeline=timer.step_of.timeline if timer.step_of else "",
-    )
 
 
 def _note(**parts: object) -> str:

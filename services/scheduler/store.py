@@ -18,6 +18,9 @@ from services.scheduler.timelines import Timeline
 from services.scheduler.timer import Mark, State, Timer, origin_of
 
 _SCHEDULED = int(State.SCHEDULED)
+_MILLISECOND = timedelta(milliseconds=1)
+_LONGEST_STATEMENT = timedelta(seconds=10)
+_KEPT_TIMELINES = 10_000
 
 # Waiting timers of entities. The watermark decides what has fired, so it is joined in (a shard's own row).
 _WAITING = f"""{SELECT} JOIN shard USING (shard)
@@ -42,14 +45,21 @@ class TurnStore:
     async def fence(self, tx: Transaction, epochs: Mapping[int, int], *, longest_pause: timedelta) -> set[int]:
         """Lock the shards that we hold in these epochs until the end of the transaction, and return them.
 
-        `longest_pause`: Postgres ends the transaction when this process stands still in it for longer; otherwise a
-        stopped process would keep its successors waiting at these locks.
+        `longest_pause`: Postgres ends the transaction when this process stands still in it for longer (in the middle
+        of a COPY: for as long as a statement may take); otherwise a stopped process would keep its successors waiting
+        at these locks.
         """
         cursor = await tx.raw.execute(
-            "SELECT shard, set_config('idle_in_transaction_session_timeout', %s, true) FROM shard"
+            "SELECT shard, set_config('idle_in_transaction_session_timeout', %s, true),"
+            " set_config('statement_timeout', %s, true) FROM shard"
             " JOIN unnest(%s::int[], %s::bigint[]) AS ours (shard, epoch) USING (shard, epoch)"
             " ORDER BY shard FOR NO KEY UPDATE OF shard",
-            (f"{longest_pause // timedelta(milliseconds=1)}ms", list(epochs), list(epochs.values())),
+            (
+                f"{longest_pause // _MILLISECOND}ms",
+                f"{max(2 * longest_pause, _LONGEST_STATEMENT) // _MILLISECOND}ms",
+                list(epochs),
+                list(epochs.values()),
+            ),
         )
         return {row[0] for row in await cursor.fetchall()}
 
@@ -129,9 +139,12 @@ class TurnStore:
                 " USING (tenant, name, version)",
                 ([one[0] for one in missing], [one[1] for one in missing], [one[2] for one in missing]),
             )
+            if len(self._timelines) > _KEPT_TIMELINES:
+                self._timelines.clear()  # INV-9; what is still in use is read again.
+                missing = wanted
             for row in await cursor.fetchall():
                 self._timelines[(row[0], row[1], row[2])] = timeline_of(row[1:])
-        return {one: self._timelines[one] for one in wanted}
+        return {one: self._timelines[one] for one in wanted if one in self._timelines}
 
     async def write(self, tx: Transaction, changes: Sequence[Changes], now: datetime) -> None:
         """Make a turn's decisions true; the caller's transaction also holds the frames they lead to."""

@@ -10,6 +10,8 @@ from datetime import timedelta
 from libs.postgres import Database
 from services.scheduler.timer import Mark
 
+_FORGET_ROWS = 10_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
@@ -23,10 +25,14 @@ class Grant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """What a renewal found. `lease_ends_in`: of shards somebody else holds; not positive means free."""
+    """What a renewal found.
+
+    `members`: live replicas and how long they count as such; `lease_ends_in`: of shards that are not ours, not positive
+    means free.
+    """
 
     renewed: frozenset[int]
-    members: frozenset[str]
+    members: Mapping[str, timedelta]
     lease_ends_in: Mapping[int, timedelta]
 
 
@@ -66,8 +72,10 @@ class LeaseStore:
                 (self._ttl, list(held), list(held.values())),
             )
             renewed = frozenset(row[0] for row in await cursor.fetchall())
-            cursor = await tx.raw.execute("SELECT replica FROM member WHERE until > clock_timestamp()")
-            members = frozenset(row[0] for row in await cursor.fetchall())
+            cursor = await tx.raw.execute(
+                "SELECT replica, until - clock_timestamp() FROM member WHERE until > clock_timestamp()"
+            )
+            members: dict[str, timedelta] = dict(await cursor.fetchall())
             cursor = await tx.raw.execute(
                 "SELECT shard, coalesce(lease_until - clock_timestamp(), interval '0') FROM shard"
                 " WHERE holder IS NULL OR holder <> %s OR lease_until < clock_timestamp()",
@@ -77,13 +85,17 @@ class LeaseStore:
         return Situation(renewed=renewed, members=members, lease_ends_in=lease_ends_in)
 
     async def take(self, shards: Collection[int]) -> list[Grant]:
-        """Take those of `shards` that nobody holds: raise the epoch, read the watermark, go on."""
+        """Take those of `shards` that nobody holds: raise the epoch, read the watermark, go on.
+
+        One that a transaction has locked is left out: an owner's turn is committing, or stands still until Postgres
+        ends it. Waiting for it here would keep our other leases from being renewed.
+        """
         async with self._db.transaction() as tx:
             cursor = await tx.raw.execute(
                 "UPDATE shard SET epoch = epoch + 1, holder = %s, lease_until = clock_timestamp() + %s"
                 " WHERE shard IN (SELECT shard FROM shard WHERE shard = ANY(%s)"
                 " AND (holder IS NULL OR holder = %s OR lease_until < clock_timestamp())"
-                " ORDER BY shard FOR NO KEY UPDATE)"
+                " ORDER BY shard FOR NO KEY UPDATE SKIP LOCKED)"
                 " RETURNING shard, epoch, watermark_at, watermark_id",
                 (self._replica, self._ttl, list(shards), self._replica),
             )
@@ -114,6 +126,14 @@ class LeaseStore:
 
     async def forget(self, *, tombstones_after: timedelta, members_after: timedelta) -> None:
         """Delete tombstones that no frame can meet any more, and members long gone."""
+        deleted = _FORGET_ROWS
+        while deleted == _FORGET_ROWS:
+            async with self._db.transaction() as tx:
+                cursor = await tx.raw.execute(
+                    "DELETE FROM tombstone WHERE ctid = ANY(ARRAY(SELECT ctid FROM tombstone"
+                    " WHERE created_at < clock_timestamp() - %s LIMIT %s FOR UPDATE SKIP LOCKED))",
+                    (tombstones_after, _FORGET_ROWS),
+                )
+                deleted = cursor.rowcount
         async with self._db.transaction() as tx:
-            await tx.raw.execute("DELETE FROM tombstone WHERE created_at < clock_timestamp() - %s", (tombstones_after,))
             await tx.raw.execute("DELETE FROM member WHERE until < clock_timestamp() - %s", (members_after,))

@@ -38,8 +38,10 @@ def commands_of(incoming: IncomingFrame) -> list[Command]:
     """The commands in a frame, in order. Raises PoisonFrame when one cannot be understood."""
     try:
         return [_command(incoming.id, index, entry) for index, entry in enumerate(incoming.frame.entries)]
-    except (ValueError, KeyError) as err:
-        raise PoisonFrame(f"an entry cannot be understood: {err}") from err
+    except PoisonFrame:
+        raise
+    except Exception as err:  # noqa: BLE001 - a year 10000, JSON a mile deep: whatever it raises, it always will.
+        raise PoisonFrame(f"an entry cannot be understood: {type(err).__name__}: {err}") from err
 
 
 def _command(frame_id: UUID, index: int, entry: link_pb2.Entry) -> Command:
@@ -92,6 +94,8 @@ def _command(frame_id: UUID, index: int, entry: link_pb2.Entry) -> Command:
 def _schedule_timer(frame_id: UUID, index: int, entry: link_pb2.Entry, timer: link_pb2.ScheduleTimer) -> ScheduleTimer:
     accepted_at = from_timestamp(timer.accept_time)
     recurrence = recurrence_of(timer.recurrence, timer.accept_time) if timer.HasField("recurrence") else None
+    if recurrence is None and not timer.HasField("due_time"):
+        raise PoisonFrame(f"entry {index} says neither when nor how often")
     return ScheduleTimer(
         frame_id=frame_id,
         index=index,
@@ -135,9 +139,16 @@ def recurrence_of(message: timer_pb2.Recurrence, accepted: Timestamp) -> Recurre
     )
 
 
-def addressed(fired: Iterable[Timer]) -> list[Addressed]:
-    """What fired timers send, one entry each, in firing order."""
-    return [_addressed(timer, link_pb2.TimerTarget.FromString(timer.target)) for timer in fired]
+def encode(due: Iterable[Timer]) -> tuple[dict[UUID, Addressed], dict[UUID, str]]:
+    """What timers send if they fire, one entry each; and those that cannot, with the reason."""
+    encoded: dict[UUID, Addressed] = {}
+    broken: dict[UUID, str] = {}
+    for timer in due:
+        try:
+            encoded[timer.id] = _addressed(timer, link_pb2.TimerTarget.FromString(timer.target))
+        except Exception as err:  # noqa: BLE001 - outermost frame of a timer: its siblings must fire all the same.
+            broken[timer.id] = f"cannot be sent: {type(err).__name__}: {err}"
+    return encoded, broken
 
 
 def _addressed(timer: Timer, target: link_pb2.TimerTarget) -> Addressed:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from libs.ids import derived_id
-from services.scheduler.timer import TargetKind
+from services.scheduler.timer import Mark, StepOf, TargetKind, Timer, fire_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +55,37 @@ def run_id_of(tenant: str, timeline: str, entity: str, anchor_at: datetime) -> U
 def step_timer_id(run_id: UUID, step: str) -> UUID:
     """The timer id of a run's step."""
     return derived_id("timeline-step", run_id, step)
+
+
+def step_timer(
+    step: Step,
+    *,
+    timeline: Timeline,
+    run_id: UUID,
+    tenant: str,
+    entity: str,
+    due_at: datetime,
+    sequence: int,
+    watermark: Mark,
+    shard: int,
+) -> Timer:
+    """The timer of a run's step, to fire at `due_at` or just after the watermark; its type is the timeline's name."""
+    timer_id = step_timer_id(run_id, step.name)
+    return Timer(
+        id=timer_id,
+        shard=shard,
+        tenant=tenant,
+        entity=entity,
+        type=timeline.name,
+        due_at=due_at,
+        fire_at=fire_time(due_at, watermark),
+        target_kind=step.target_kind,
+        target=step.target,
+        sequence=sequence,
+        schedule_id=timer_id,
+        condition=step.condition,
+        step_of=StepOf(run_id=run_id, timeline=timeline.name, version=timeline.version, step=step.name),
+    )
 
 
 def steps_to_json(steps: tuple[Step, ...]) -> str:

@@ -8,7 +8,7 @@ leaps (a test clock, a process that was paused) costs no more than the timers it
 Invariant: everything at or before the cursor's tick is in `_ready`, sorted; everything after it is in a slot.
 """
 
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
@@ -21,6 +21,7 @@ SLOTS = 1024
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _by_mark = attrgetter("mark")
+_by_fire_at = attrgetter("fire_at")
 
 
 class Wheel:
@@ -32,6 +33,8 @@ class Wheel:
         self._cursor = _tick(now)
         self._ready: list[Timer] = []
         self._ids: dict[UUID, int | None] = {}  # None: in _ready.
+        self._next_at: datetime | None = None
+        self._is_next_known = True
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -47,11 +50,10 @@ class Wheel:
         if tick <= self._cursor:
             insort(self._ready, timer, key=_by_mark)
             self._ids[timer.id] = None
-            return
-        slot = tick % SLOTS
-        self._slots[slot][timer.id] = timer
-        self._occupied |= 1 << slot
-        self._ids[timer.id] = slot
+        else:
+            self._put(timer, tick % SLOTS)
+        if self._next_at is None or timer.fire_at < self._next_at:
+            self._next_at = timer.fire_at
 
     def remove(self, timer_id: UUID) -> None:
         """Take a timer out; one that is not in is no error."""
@@ -60,34 +62,33 @@ class Wheel:
             self._ready = [timer for timer in self._ready if timer.id != timer_id]
         elif slot >= 0:
             self._drop(slot, timer_id)
+        self._is_next_known = False
 
     def take_due(self, now: datetime, limit: int) -> list[Timer]:
         """Take out timers with `fire_at <= now` in firing order, at most `limit`; the others stay first in line."""
         self._advance(_tick(now))
-        count = 0
-        for timer in self._ready:
-            if count == limit or timer.fire_at > now:
-                break
-            count += 1
+        count = min(limit, bisect_right(self._ready, now, key=_by_fire_at))
         taken, self._ready = self._ready[:count], self._ready[count:]
         for timer in taken:
             del self._ids[timer.id]
+        self._is_next_known = False
         return taken
 
     def next_at(self) -> datetime | None:
-        """A time at or before which nothing more comes due; None when the wheel is empty.
+        """When the first timer comes due; None when the wheel is empty. Looked for only after something was taken out."""
+        if not self._is_next_known:
+            self._next_at, self._is_next_known = self._find_next(), True
+        return self._next_at
 
-        Exact for timers of the current round; for later rounds the earliest of them all.
-        """
+    def _find_next(self) -> datetime | None:
         if self._ready:
             return self._ready[0].fire_at
-        if not self._occupied:
-            return None
         for slot in self._occupied_slots():
             this_round = [t.fire_at for t in self._slots[slot].values() if _tick(t.fire_at) - self._cursor <= SLOTS]
             if this_round:
                 return min(this_round)
-        return min(timer.fire_at for slot in self._occupied_slots() for timer in self._slots[slot].values())
+        later = (timer.fire_at for slot in self._occupied_slots() for timer in self._slots[slot].values())
+        return min(later, default=None)
 
     def cut(self, keep: int) -> Mark | None:
         """Drop all but the first `keep` timers; returns the last kept one's mark, None when nothing was dropped."""
@@ -95,7 +96,12 @@ class Wheel:
             return None
         everything = sorted([*self._ready, *(timer for slot in self._slots for timer in slot.values())], key=_by_mark)
         for timer in everything[keep:]:
-            self.remove(timer.id)
+            slot = self._ids.pop(timer.id)
+            if slot is not None:
+                self._drop(slot, timer.id)
+        # Whatever is ready comes before whatever is in a slot.
+        self._ready = self._ready[:keep]
+        self._is_next_known = False
         return everything[keep - 1].mark
 
     def _advance(self, tick: int) -> None:
@@ -122,6 +128,11 @@ class Wheel:
             lowest = rotated & -rotated
             yield (lowest.bit_length() - 1 + first) % SLOTS
             rotated ^= lowest
+
+    def _put(self, timer: Timer, slot: int) -> None:
+        self._slots[slot][timer.id] = timer
+        self._occupied |= 1 << slot
+        self._ids[timer.id] = slot
 
     def _drop(self, slot: int, timer_id: UUID) -> None:
         del self._slots[slot][timer_id]

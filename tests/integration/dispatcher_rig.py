@@ -4,17 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from carillon.link.v1 import link_pb2
+from pydantic import SecretStr
 
+from libs import migrations
 from libs.ids import derived_id, new_id
 from libs.links.frames import OutgoingFrame
 from libs.links.receiver import IncomingFrame
 from libs.links.sender import Sender
 from libs.postgres import Database, Transaction
-from libs.settings import LinkSettings
+from libs.settings import LinkSettings, PostgresSettings
 from libs.wire import to_timestamp
 from services.dispatcher.app import policy_of, room_of
 from services.dispatcher.delivery import Channel, Letter, Result, Sent, State
@@ -25,8 +28,10 @@ from services.dispatcher.settings import DispatchSettings
 from services.dispatcher.store_deliveries import DeliveryStore
 from services.dispatcher.store_queue import QueueStore
 from services.dispatcher.stream import Outcomes, Stream
+from tests.support.fixtures import OpenDatabase
 
 NOON = datetime(2013, 7, 4, 12, tzinfo=UTC)
+MIGRATIONS = Path(__file__).resolve().parents[2] / "services" / "dispatcher" / "migrations"
 TENANT = "shop"
 DIGEST = derived_id("test-digest")
 SECOND = timedelta(seconds=1)
@@ -48,6 +53,8 @@ class FixedClock:
 class SilentBroker:
     """No NATS: frames wait in the outbox."""
 
+    epoch = 0
+
     async def publish(self, subject: str, payload: bytes, *, headers: Mapping[str, str], msg_id: str) -> object:
         raise AssertionError
 
@@ -62,7 +69,7 @@ class Carried:
     """A JetStream message that nobody acks."""
 
     data = b""
-    headers: Mapping[str, str] = {}  # noqa: RUF012
+    headers: Mapping[str, str] = {}
     num_delivered = 1
 
     async def ack(self) -> None: ...
@@ -202,7 +209,9 @@ class Rig:
     async def outbox(self, receiver: str) -> list[link_pb2.Entry]:
         """Every entry that waits for `receiver`, in the order in which it was written."""
         async with self.db.read() as tx:
-            cursor = await tx.raw.execute("SELECT payload FROM outbox WHERE receiver = %s ORDER BY frame_id", (receiver,))
+            cursor = await tx.raw.execute(
+                "SELECT payload FROM outbox WHERE receiver = %s ORDER BY frame_id", (receiver,)
+            )
             return [e for (payload,) in await cursor.fetchall() for e in link_pb2.Frame.FromString(payload).entries]
 
     async def outcomes_told(self) -> list[tuple[str, str]]:
@@ -244,3 +253,10 @@ def delivery(name: str = "one", *, expires_at: datetime | None = None, **fields:
 def id_of(name: str) -> UUID:
     """The id of the delivery of that name."""
     return derived_id("test-delivery", name)
+
+
+async def open_rig(open_database: OpenDatabase, postgres_url: str) -> Rig:
+    """A rig on a migrated schema of the test's own database."""
+    settings = PostgresSettings(url=SecretStr(postgres_url))
+    await asyncio.to_thread(migrations.upgrade, settings, "dispatcher", MIGRATIONS)
+    return Rig(await open_database("dispatcher"))

@@ -1,0 +1,16 @@
+"""`python -m services.digest [serve | migrate]`."""
+
+from pathlib import Path
+
+from libs.service import main
+from services.digest.app import build
+from services.digest.settings import DigestServiceSettings
+
+if __name__ == "__main__":
+    main(
+        service="digest",
+        receivers=("scheduler", "dispatcher"),
+        settings=DigestServiceSettings,
+        build=build,
+        directory=Path(__file__).parent,
+    )

@@ -1,0 +1,66 @@
+"""How the digest service is put together."""
+
+from libs.service import Runtime, Service
+from services.digest import store_catalog, store_expansion, store_rendering, store_views, store_windows
+from services.digest.boundaries import Boundaries
+from services.digest.loops import Alarm, Care, Closing
+from services.digest.loops_press import Press
+from services.digest.rpc import DigestRpc, servicer
+from services.digest.settings import DigestServiceSettings, DigestSettings
+from services.digest.stream import Inlet, Post, Timers
+
+
+async def build(runtime: Runtime, settings: DigestServiceSettings) -> Service:
+    """The service's parts; see libs.service."""
+    boundaries, alarm = Boundaries(), Alarm()
+    timers = Timers(sender=runtime.sender, windows=store_windows, shards=runtime.shards)
+    inlet = Inlet(
+        expansion=store_expansion,
+        windows=store_windows,
+        timers=timers,
+        boundaries=boundaries,
+        clock=runtime.clock,
+        ring=alarm.ring,
+    )
+    # One press for the RPCs, so that a preview never waits for a herd; each starts its process when first needed.
+    presses = [_press(settings.digest) for _ in range(settings.digest.render_workers + 1)]
+    closing = {
+        f"closing {number}": Closing(
+            db=runtime.db,
+            store=store_rendering,
+            press=press,
+            post=Post(sender=runtime.sender, windows=store_windows),
+            clock=runtime.clock,
+            wake=alarm.event(),
+            settings=settings.digest,
+        ).run
+        for number, press in enumerate(presses[1:], start=1)
+    }
+    care = Care(
+        db=runtime.db,
+        tombstones=store_windows,
+        counts=store_views,
+        clock=runtime.clock,
+        retention=runtime.links.inbox_retention,
+    )
+    rpc = DigestRpc(
+        db=runtime.db,
+        catalog=store_catalog,
+        moving=store_windows,
+        views=store_views,
+        previews=store_rendering,
+        timers=timers,
+        press=presses[0],
+        boundaries=boundaries,
+        clock=runtime.clock,
+    )
+    return Service(
+        servicers=[servicer(rpc)],
+        apply=inlet.apply,
+        loops={**closing, "care": care.run},
+        resources=presses,
+    )
+
+
+def _press(settings: DigestSettings) -> Press:
+    return Press(time_limit=settings.render_timeout, memory_bytes=settings.render_memory_bytes)

@@ -1,0 +1,210 @@
+"""What runs all the time: closing windows, forgetting tombstones, counting.
+
+Closing is a loop of `close_once`, which does one batch in one transaction. It is woken when this process has applied
+something that closes windows, a moment before that is committed; so it looks several times before it goes back to
+polling for what other replicas have begun.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Final, Protocol
+
+from libs.clock import Clock
+from libs.errors import Unavailable
+from libs.links.frames import OutgoingFrame
+from libs.postgres import Database, Transaction
+from libs.telemetry.logs import get_logger
+from services.digest import metrics
+from services.digest.catalog import ItemState
+from services.digest.rendering_jobs import Job, Message, Rendered, Source
+from services.digest.settings import DigestSettings
+from services.digest.templates import TemplateKey
+from services.digest.windows import Closed, ClosingWindow, closed_by, job_of, without_rendering
+
+log = get_logger(__name__)
+
+_EAGER_LOOKS: Final = 8
+_EAGER_INTERVAL_S: Final = 0.01
+_HOUSEKEEPING_S: Final = 60.0
+_STATS_S: Final = 15.0
+_FORGET_ROWS: Final = 10_000
+
+
+class Press(Protocol):
+    """Turns jobs into messages; one result per job, in order."""
+
+    async def render(self, jobs: Sequence[Job]) -> list[Rendered]: ...
+
+
+class Post(Protocol):
+    """Hands messages over to the dispatcher: within the transaction, and after its commit."""
+
+    async def hand_over(self, tx: Transaction, messages: Sequence[Message]) -> list[OutgoingFrame]: ...
+    def publish(self, frames: Sequence[OutgoingFrame]) -> None: ...
+
+
+class ClosingStore(Protocol):
+    """What closing needs of the store; see store_rendering."""
+
+    async def claim(
+        self, tx: Transaction, *, most_windows: int, most_items: int, now: datetime
+    ) -> list[ClosingWindow]: ...
+    async def templates_for(
+        self, tx: Transaction, windows: Sequence[ClosingWindow]
+    ) -> Mapping[str, Mapping[TemplateKey, Source]]: ...
+    async def finish(self, tx: Transaction, closed: Sequence[Closed], *, now: datetime) -> None: ...
+
+
+class Alarm:
+    """Wakes all closing loops of this process."""
+
+    def __init__(self) -> None:
+        self._events: list[asyncio.Event] = []
+
+    def event(self) -> asyncio.Event:
+        """One loop's own event."""
+        event = asyncio.Event()
+        self._events.append(event)
+        return event
+
+    def ring(self) -> None:
+        """Something begins to close, or will with the transaction under way."""
+        for event in self._events:
+            event.set()
+
+
+class Closing:
+    """One loop that closes windows; several run in each process."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        store: ClosingStore,
+        press: Press,
+        post: Post,
+        clock: Clock,
+        wake: asyncio.Event,
+        settings: DigestSettings,
+    ) -> None:
+        self._db, self._store, self._press, self._post, self._clock = db, store, press, post, clock
+        self._wake, self._settings = wake, settings
+
+    async def run(self) -> None:
+        """Close windows until cancelled."""
+        eager = 0
+        while True:
+            try:
+                closed = await self.close_once()
+            except Exception as err:
+                log.warning("Windows could not be closed; trying again.", error=repr(err), exc_info=not _passes(err))
+                closed = 0
+            if closed:
+                eager = _EAGER_LOOKS
+                continue
+            eager = _EAGER_LOOKS if self._wake.is_set() else max(0, eager - 1)
+            self._wake.clear()
+            await self._rest(_EAGER_INTERVAL_S if eager else self._settings.poll_interval.total_seconds())
+
+    async def close_once(self) -> int:
+        """Close one batch of windows in one transaction; returns how many there were."""
+        started = time.perf_counter()
+        now = self._clock.now()
+        settings = self._settings
+        async with self._db.transaction() as tx:
+            windows = await self._store.claim(
+                tx, most_windows=settings.render_windows, most_items=settings.render_items, now=now
+            )
+            if not windows:
+                return 0
+            closed = await self._verdicts(tx, windows, now)
+            await self._store.finish(tx, closed, now=now)
+            frames = await self._post.hand_over(tx, [message for one in closed for message in one.messages])
+        self._post.publish(frames)
+        _count(closed)
+        metrics.RENDER_SECONDS.observe(time.perf_counter() - started)
+        return len(closed)
+
+    async def _verdicts(self, tx: Transaction, windows: Sequence[ClosingWindow], now: datetime) -> list[Closed]:
+        known = {window.id: verdict for window in windows if (verdict := without_rendering(window))}
+        rendering = [window for window in windows if window.id not in known]
+        templates = await self._store.templates_for(tx, rendering)
+        jobs = [job_of(window, templates.get(window.tenant, {}), now=now) for window in rendering]
+        rendered = await self._press.render(jobs)
+        for window, result in zip(rendering, rendered, strict=True):
+            known[window.id] = closed_by(window, result)
+            if result.error:
+                log.warning("A template failed.", tenant=window.tenant, digest_id=str(window.id), error=result.error)
+        return [known[window.id] for window in windows]
+
+    async def _rest(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+
+def _passes(error: Exception) -> bool:
+    return isinstance(error, Unavailable)
+
+
+def _count(closed: Sequence[Closed]) -> None:
+    for one in closed:
+        metrics.DIGESTS.labels(one.result).inc()
+        if one.template_error and one.result == "sent":
+            metrics.TEMPLATE_FAILURES.inc()
+        if one.state is not None:
+            reason = one.reason if one.state is ItemState.SUPPRESSED else ""
+            metrics.ITEMS.labels(one.state.name.lower(), reason).inc(len(one.window.lines))
+
+
+class TombstoneStore(Protocol):
+    """See store_windows."""
+
+    async def forget_tombstones(self, tx: Transaction, retention: timedelta, *, limit: int) -> int: ...
+
+
+class CountStore(Protocol):
+    """See store_views."""
+
+    async def backlog(self, tx: Transaction, *, now: datetime) -> tuple[int, int, timedelta]: ...
+
+
+class Care:
+    """Forgets what is no longer needed and measures what is waiting."""
+
+    def __init__(
+        self, *, db: Database, tombstones: TombstoneStore, counts: CountStore, clock: Clock, retention: timedelta
+    ) -> None:
+        self._db, self._tombstones, self._counts = db, tombstones, counts
+        self._clock, self._retention = clock, retention
+
+    async def run(self) -> None:
+        """Forget and measure until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_again_and_again(self.forget_once, _HOUSEKEEPING_S))
+            tasks.create_task(_again_and_again(self.measure_once, _STATS_S))
+
+    async def forget_once(self) -> None:
+        """Delete tombstones older than any frame that could still come (INV-9)."""
+        async with self._db.transaction() as tx:
+            await self._tombstones.forget_tombstones(tx, self._retention, limit=_FORGET_ROWS)
+
+    async def measure_once(self) -> None:
+        """Read the windows' backlog into the gauges."""
+        async with self._db.read() as tx:
+            is_open, closing, overdue = await self._counts.backlog(tx, now=self._clock.now())
+        metrics.OPEN_WINDOWS.set(is_open)
+        metrics.CLOSING_WINDOWS.set(closing)
+        metrics.OVERDUE_SECONDS.set(overdue.total_seconds())
+
+
+async def _again_and_again(work: Callable[[], Awaitable[None]], interval_s: float) -> None:
+    while True:
+        try:
+            await work()
+        except Exception as err:  # noqa: BLE001 - outermost frame of a loop that must go on.
+            log.warning("Housekeeping failed; trying again.", error=repr(err))
+        await asyncio.sleep(interval_s)

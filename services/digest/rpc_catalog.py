@@ -1,0 +1,291 @@
+"""The catalog's RPCs: types, subscribers, subscriptions, cadences, templates."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from carillon.digest.v1 import digest_pb2 as pb
+
+from libs.clock import Clock
+from libs.errors import FieldViolation, InvalidArgument, Violations
+from libs.postgres import Database
+from libs.rpc_context import Context, tenant_of
+from libs.wire import check_count, check_page_size, page_token, read_page_token
+from services.digest import rpc_messages as messages
+from services.digest.boundaries import Boundaries
+from services.digest.catalog import Aligned, Format
+from services.digest.rendering import BadTemplate
+from services.digest.rendering_jobs import Source
+from services.digest.rpc_stores import CatalogStore, MovingStore, Press, Timers
+from services.digest.templates import key_of
+
+
+class _HasId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+OneT = TypeVar("OneT", bound=_HasId)
+
+
+class CatalogRpc:
+    """Half of DigestService; the other half is ViewsRpc."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        catalog: CatalogStore,
+        moving: MovingStore,
+        timers: Timers,
+        press: Press,
+        boundaries: Boundaries,
+        clock: Clock,
+    ) -> None:
+        self._db, self._catalog, self._moving, self._timers = db, catalog, moving, timers
+        self._press, self._boundaries, self._clock = press, boundaries, clock
+
+    # Notification types
+
+    async def PutNotificationType(
+        self, request: pb.PutNotificationTypeRequest, context: Context
+    ) -> pb.PutNotificationTypeResponse:
+        """See the contract."""
+        one = _checked(lambda v: messages.notification_type(v, "notification_type", request.notification_type))
+        async with self._db.transaction() as tx:
+            await self._catalog.put_type(tx, tenant_of(context), one)
+        return pb.PutNotificationTypeResponse(notification_type=messages.from_type(one))
+
+    async def GetNotificationType(
+        self, request: pb.GetNotificationTypeRequest, context: Context
+    ) -> pb.GetNotificationTypeResponse:
+        """See the contract."""
+        one_id = _checked(lambda v: messages.check_type_id(v, "id", request.id))
+        async with self._db.read() as tx:
+            one = await self._catalog.get_type(tx, tenant_of(context), one_id)
+        return pb.GetNotificationTypeResponse(notification_type=messages.from_type(one))
+
+    async def ListNotificationTypes(
+        self, request: pb.ListNotificationTypesRequest, context: Context
+    ) -> pb.ListNotificationTypesResponse:
+        """See the contract."""
+        limit, after = _page(request.page_size, request.page_token)
+        async with self._db.read() as tx:
+            found = await self._catalog.list_types(tx, tenant_of(context), after=after, limit=limit + 1)
+        return pb.ListNotificationTypesResponse(
+            notification_types=map(messages.from_type, found[:limit]), next_page_token=_next(found, limit)
+        )
+
+    async def DeleteNotificationType(
+        self, request: pb.DeleteNotificationTypeRequest, context: Context
+    ) -> pb.DeleteNotificationTypeResponse:
+        """See the contract."""
+        one_id = _checked(lambda v: messages.check_type_id(v, "id", request.id))
+        async with self._db.transaction() as tx:
+            await self._catalog.delete_type(tx, tenant_of(context), one_id)
+        return pb.DeleteNotificationTypeResponse()
+
+    # Subscribers
+
+    async def PutSubscribers(self, request: pb.PutSubscribersRequest, context: Context) -> pb.PutSubscribersResponse:
+        """See the contract."""
+        subscribers = _checked(
+            lambda v: _each(v, "subscribers", request.subscribers, lambda f, one: messages.subscriber(v, f, one))
+        )
+        tenant, now = tenant_of(context), self._clock.now()
+        async with self._db.transaction() as tx:
+            moved = await self._catalog.put_subscribers(tx, tenant, subscribers)
+            timers = (
+                await self._moving.move_windows(tx, tenant, moved, now=now, boundaries=self._boundaries)
+                if moved
+                else []
+            )
+            frames = await self._timers.schedule(tx, timers, now=now)
+        self._timers.publish(frames)
+        return pb.PutSubscribersResponse()
+
+    async def GetSubscriber(self, request: pb.GetSubscriberRequest, context: Context) -> pb.GetSubscriberResponse:
+        """See the contract."""
+        one_id = _checked(lambda v: messages.check_name(v, "id", request.id))
+        async with self._db.read() as tx:
+            one = await self._catalog.get_subscriber(tx, tenant_of(context), one_id)
+        return pb.GetSubscriberResponse(subscriber=messages.from_subscriber(one))
+
+    async def ListSubscribers(self, request: pb.ListSubscribersRequest, context: Context) -> pb.ListSubscribersResponse:
+        """See the contract."""
+        limit, after = _page(request.page_size, request.page_token)
+        async with self._db.read() as tx:
+            found = await self._catalog.list_subscribers(tx, tenant_of(context), after=after, limit=limit + 1)
+        return pb.ListSubscribersResponse(
+            subscribers=map(messages.from_subscriber, found[:limit]), next_page_token=_next(found, limit)
+        )
+
+    async def DeleteSubscriber(
+        self, request: pb.DeleteSubscriberRequest, context: Context
+    ) -> pb.DeleteSubscriberResponse:
+        """See the contract."""
+        one_id = _checked(lambda v: messages.check_name(v, "id", request.id))
+        tenant = tenant_of(context)
+        async with self._db.transaction() as tx:
+            await self._catalog.delete_subscriber(tx, tenant, one_id)
+            await self._moving.suppress_subscriber(tx, tenant, one_id, now=self._clock.now())
+        return pb.DeleteSubscriberResponse()
+
+    # Subscriptions
+
+    async def PutSubscriptions(
+        self, request: pb.PutSubscriptionsRequest, context: Context
+    ) -> pb.PutSubscriptionsResponse:
+        """See the contract."""
+        subscriptions = _checked(
+            lambda v: _each(v, "subscriptions", request.subscriptions, lambda f, one: messages.subscription(v, f, one))
+        )
+        async with self._db.transaction() as tx:
+            await self._catalog.put_subscriptions(tx, tenant_of(context), subscriptions)
+        return pb.PutSubscriptionsResponse()
+
+    async def GetSubscription(self, request: pb.GetSubscriptionRequest, context: Context) -> pb.GetSubscriptionResponse:
+        """See the contract."""
+        one_id = _checked(lambda v: messages.check_name(v, "id", request.id))
+        async with self._db.read() as tx:
+            one = await self._catalog.get_subscription(tx, tenant_of(context), one_id)
+        return pb.GetSubscriptionResponse(subscription=messages.from_subscription(one))
+
+    async def ListSubscriptions(
+        self, request: pb.ListSubscriptionsRequest, context: Context
+    ) -> pb.ListSubscriptionsResponse:
+        """See the contract."""
+        mine = (
+            _checked(lambda v: messages.check_name(v, "subscriber", request.subscriber)) if request.subscriber else ""
+        )
+        limit, after = _page(request.page_size, request.page_token, query=mine)
+        async with self._db.read() as tx:
+            found = await self._catalog.list_subscriptions(
+                tx, tenant_of(context), subscriber=mine, after=after, limit=limit + 1
+            )
+        return pb.ListSubscriptionsResponse(
+            subscriptions=map(messages.from_subscription, found[:limit]),
+            next_page_token=_next(found, limit, query=mine),
+        )
+
+    async def DeleteSubscription(
+        self, request: pb.DeleteSubscriptionRequest, context: Context
+    ) -> pb.DeleteSubscriptionResponse:
+        """See the contract."""
+        one_id = _checked(lambda v: messages.check_name(v, "id", request.id))
+        async with self._db.transaction() as tx:
+            await self._catalog.delete_subscription(tx, tenant_of(context), one_id)
+        return pb.DeleteSubscriptionResponse()
+
+    # Cadences
+
+    async def PutCadence(self, request: pb.PutCadenceRequest, context: Context) -> pb.PutCadenceResponse:
+        """See the contract."""
+        one = _checked(lambda v: messages.cadence(v, "cadence", request.cadence))
+        if isinstance(one.kind, Aligned):
+            violations = Violations()
+            # Not here: a rule that never occurs is searched for thousands of years.
+            await asyncio.to_thread(messages.check_occurs, violations, "cadence.aligned", one.kind)
+            violations.raise_if_any()
+        async with self._db.transaction() as tx:
+            await self._catalog.put_cadence(tx, tenant_of(context), one)
+        return pb.PutCadenceResponse(cadence=messages.from_cadence(one))
+
+    async def GetCadence(self, request: pb.GetCadenceRequest, context: Context) -> pb.GetCadenceResponse:
+        """See the contract."""
+        one_id = _checked(lambda v: messages.check_type_id(v, "id", request.id))
+        async with self._db.read() as tx:
+            one = await self._catalog.get_cadence(tx, tenant_of(context), one_id)
+        return pb.GetCadenceResponse(cadence=messages.from_cadence(one))
+
+    async def ListCadences(self, request: pb.ListCadencesRequest, context: Context) -> pb.ListCadencesResponse:
+        """See the contract."""
+        limit, after = _page(request.page_size, request.page_token)
+        async with self._db.read() as tx:
+            found = await self._catalog.list_cadences(tx, tenant_of(context), after=after, limit=limit + 1)
+        return pb.ListCadencesResponse(
+            cadences=map(messages.from_cadence, found[:limit]), next_page_token=_next(found, limit)
+        )
+
+    async def DeleteCadence(self, request: pb.DeleteCadenceRequest, context: Context) -> pb.DeleteCadenceResponse:
+        """See the contract."""
+        one_id = _checked(lambda v: messages.check_type_id(v, "id", request.id))
+        async with self._db.transaction() as tx:
+            await self._catalog.delete_cadence(tx, tenant_of(context), one_id)
+        return pb.DeleteCadenceResponse()
+
+    # Templates
+
+    async def PutTemplate(self, request: pb.PutTemplateRequest, context: Context) -> pb.PutTemplateResponse:
+        """See the contract."""
+        one = _checked(lambda v: messages.template(v, "template", request.template))
+        source = Source(one.id, one.subject, one.body)
+        try:
+            await self._press.check(source, is_html=one.format is Format.HTML)
+        except BadTemplate as err:
+            raise InvalidArgument(
+                [FieldViolation(f"template.{err.part}", f"does not compile: line {err.line}: {err}")],
+                reason="BAD_TEMPLATE",
+            ) from err
+        async with self._db.transaction() as tx:
+            await self._catalog.put_template(tx, tenant_of(context), one)
+        return pb.PutTemplateResponse(template=messages.from_template(one))
+
+    async def GetTemplate(self, request: pb.GetTemplateRequest, context: Context) -> pb.GetTemplateResponse:
+        """See the contract."""
+        key = _checked(lambda v: messages.template_key(v, "", request))
+        async with self._db.read() as tx:
+            one = await self._catalog.get_template(tx, tenant_of(context), key)
+        return pb.GetTemplateResponse(template=messages.from_template(one))
+
+    async def ListTemplates(self, request: pb.ListTemplatesRequest, context: Context) -> pb.ListTemplatesResponse:
+        """See the contract."""
+        limit = _checked(lambda v: check_page_size(v, request.page_size))
+        names = ("id", "format", "style", "locale")
+        cursor = read_page_token(request.page_token, dict.fromkeys(names, str))
+        after = None if cursor is None else (cursor["id"], cursor["format"], cursor["style"], cursor["locale"])
+        async with self._db.read() as tx:
+            found = await self._catalog.list_templates(tx, tenant_of(context), after=after, limit=limit + 1)
+        token = page_token(dict(zip(names, key_of(found[limit - 1]), strict=True))) if len(found) > limit else ""
+        return pb.ListTemplatesResponse(templates=map(messages.from_template, found[:limit]), next_page_token=token)
+
+    async def DeleteTemplate(self, request: pb.DeleteTemplateRequest, context: Context) -> pb.DeleteTemplateResponse:
+        """See the contract."""
+        key = _checked(lambda v: messages.template_key(v, "", request))
+        async with self._db.transaction() as tx:
+            await self._catalog.delete_template(tx, tenant_of(context), key)
+        return pb.DeleteTemplateResponse()
+
+
+T = TypeVar("T")
+MessageT = TypeVar("MessageT")
+
+
+def _checked(read: Callable[[Violations], T]) -> T:
+    """What `read` makes of the request; raises InvalidArgument with everything that was wrong."""
+    violations = Violations()
+    result = read(violations)
+    violations.raise_if_any()
+    return result
+
+
+def _each(v: Violations, field: str, given: Sequence[MessageT], read: Callable[[str, MessageT], OneT]) -> list[OneT]:
+    """1 to 1,000 of a list's messages, no id twice."""
+    check_count(v, field, given, most=1000)
+    found = [read(f"{field}[{number}]", one) for number, one in enumerate(given[:1000])]
+    seen: set[str] = set()
+    for number, one in enumerate(found):
+        if one.id and one.id in seen:
+            v.add(f"{field}[{number}].id", "must not be given twice")
+        seen.add(one.id)
+    return found
+
+
+def _page(page_size: int, token: str, *, query: str = "") -> tuple[int, str]:
+    limit = _checked(lambda v: check_page_size(v, page_size))
+    cursor = read_page_token(token, {"id": str}, query=query)
+    return limit, "" if cursor is None else str(cursor["id"])
+
+
+def _next(found: Sequence[_HasId], limit: int, *, query: str = "") -> str:
+    return page_token({"id": found[limit - 1].id}, query=query) if len(found) > limit else ""

@@ -1,0 +1,67 @@
+"""The settings of the digest service."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from libs.service import BaseSettings
+from libs.settings import Duration, Settings
+
+_SECOND = timedelta(seconds=1)
+
+
+class DigestSettings(Settings):
+    """Closing windows and rendering digests."""
+
+    model_config = SettingsConfigDict(env_prefix="CARILLON_DIGEST_")
+
+    render_workers: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Rendering processes, each fed by a loop of its own that claims windows. One renders while the "
+        "other's loop talks to Postgres, so two keep one core busy; more help where there are more cores.",
+    )
+    render_windows: int = Field(
+        200,
+        ge=1,
+        le=5_000,
+        description="Windows closed in one transaction at most; they are locked while they are rendered.",
+    )
+    render_items: int = Field(
+        5_000,
+        ge=1,
+        le=1_000_000,
+        description="Items in the windows closed in one transaction at most; a larger window is closed alone. Bounds "
+        "memory (about 3 KiB per item) and how long a Cancel waits.",
+    )
+    render_timeout: Duration = Field(
+        2 * _SECOND,
+        ge=100 * timedelta(milliseconds=1),
+        le=60 * _SECOND,
+        description="How long rendering one digest may take, plus 1 ms per item. Then its rendering process is killed "
+        "and the built-in templates stand in. Below CARILLON_POSTGRES_LOCK_TIMEOUT, because a Cancel may wait for it.",
+    )
+    render_memory_bytes: int = Field(
+        1 << 30,
+        ge=256 << 20,
+        le=64 << 30,
+        description="Address space of each rendering process in bytes; beyond it a template fails and the built-in one "
+        "stands in.",
+    )
+    poll_interval: Duration = Field(
+        timedelta(milliseconds=200),
+        ge=timedelta(milliseconds=5),
+        le=10 * _SECOND,
+        description="How often to look for windows that other replicas began to close, in real time. What this process "
+        "closes itself is rendered at once.",
+    )
+
+
+@dataclass(frozen=True)
+class DigestServiceSettings(BaseSettings):
+    """Everything the digest service is set by."""
+
+    digest: DigestSettings

@@ -1,0 +1,181 @@
+"""Closing windows: claimed, read, and closed in one transaction that also hands their messages over (INV-7).
+
+A claimed window is locked until the end of the transaction and takes no items any more, so the items read are the
+items that are marked; a cancel that comes meanwhile waits, and finds them gone. Replicas skip each other's claims. A
+process that dies has changed nothing: its windows are claimed again.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from libs.postgres import Transaction
+from services.digest.catalog import Channel, Subscriber, WindowKind
+from services.digest.rendering_jobs import Line, Source
+from services.digest.templates import TemplateKey, wanted_ids
+from services.digest.windows import Closed, ClosingWindow
+
+_CLAIM = """
+    SELECT id FROM digest_window WHERE state = 2 ORDER BY id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED"""
+
+_EXPIRE = """
+    UPDATE item i SET state = 6, changed_at = %(now)s FROM notification n
+    WHERE i.window_id = ANY (%(ids)s) AND i.state = 1 AND n.tenant = i.tenant AND n.id = i.notification_id
+    AND n.expires_at <= %(now)s"""
+
+_COUNT = "SELECT window_id, count(*) FROM item WHERE window_id = ANY (%s) AND state = 1 GROUP BY window_id"
+
+_READ = """
+    SELECT w.tenant, w.id, w.kind, w.subscriber, w.cadence, coalesce(k.name, ''), w.channel, w.format, w.style,
+        s.id, s.zone, s.locale, s.email, s.webhook_url, s.apprise_url
+    FROM digest_window w
+    LEFT JOIN subscriber s ON s.tenant = w.tenant AND s.id = w.subscriber
+    LEFT JOIN cadence k ON k.tenant = w.tenant AND k.id = w.cadence
+    WHERE w.id = ANY (%s) ORDER BY w.id"""
+
+_LINES = """
+    SELECT i.window_id, n.id, n.type, coalesce(t.name, n.type), n.entity, n.group_key, n.occurred_at, n.payload,
+        n.expires_at
+    FROM item i
+    JOIN notification n ON n.tenant = i.tenant AND n.id = i.notification_id
+    LEFT JOIN notification_type t ON t.tenant = n.tenant AND t.id = n.type
+    WHERE i.window_id = ANY (%s) AND i.state = 1
+    ORDER BY i.window_id, n.type, n.occurred_at, n.id"""
+
+_MARK_ITEMS = """
+    UPDATE item i SET state = c.state, reason = c.reason, changed_at = %s
+    FROM unnest(%s::text[], %s::uuid[], %s::smallint[], %s::text[]) AS c (tenant, window_id, state, reason)
+    WHERE i.window_id = c.window_id AND i.tenant = c.tenant AND i.state = 1"""
+
+_CLOSE = "UPDATE digest_window SET state = 3, closed_at = %s WHERE id = ANY (%s)"
+
+_PUT_DIGESTS = """
+    INSERT INTO digest (tenant, id, subscriber, cadence, channel, format, style, address, subject, closed_at,
+        item_count, parts, template_error)
+    SELECT tenant, id, subscriber, cadence, channel, format, style, address, subject, %s, item_count, parts, error
+    FROM unnest(%s::text[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
+        %s::text[], %s::int[], %s::int[], %s::text[])
+        AS d (tenant, id, subscriber, cadence, channel, format, style, address, subject, item_count, parts, error)"""
+
+_PUT_DELIVERIES = """
+    INSERT INTO delivery (tenant, digest_id, part, id, outcome, reason)
+    SELECT tenant, digest_id, part, id, 'pending', ''
+    FROM unnest(%s::text[], %s::uuid[], %s::int[], %s::uuid[]) AS d (tenant, digest_id, part, id)"""
+
+
+async def claim(tx: Transaction, *, most_windows: int, most_items: int, now: datetime) -> list[ClosingWindow]:
+    """Lock closing windows for this transaction, oldest first, and read them.
+
+    At most `most_windows`, and no more than hold `most_items` items together, but always one if there is one. Items
+    whose time is over are marked expired before.
+    """
+    ids = [row[0] for row in await (await tx.raw.execute(_CLAIM, (most_windows,))).fetchall()]
+    if not ids:
+        return []
+    await tx.raw.execute(_EXPIRE, {"ids": ids, "now": now})
+    counts: dict[UUID, int] = dict(await (await tx.raw.execute(_COUNT, (ids,))).fetchall())
+    taken: list[UUID] = []
+    room = most_items
+    for window_id in ids:
+        room -= counts.get(window_id, 0)
+        if taken and room < 0:
+            break
+        taken.append(window_id)
+    return await read_windows(tx, taken)
+
+
+async def read_windows(tx: Transaction, ids: Sequence[UUID]) -> list[ClosingWindow]:
+    """Windows with their pending items, in the order in which they are shown; unknown ids are left out."""
+    lines: defaultdict[UUID, list[Line]] = defaultdict(list)
+    expiries: dict[UUID, datetime] = {}
+    for window_id, one_id, kind, name, entity, group, occurred, payload, expires in await (
+        await tx.raw.execute(_LINES, (list(ids),))
+    ).fetchall():
+        lines[window_id].append(Line(str(one_id), kind, name, entity, group, occurred.isoformat(), payload))
+        if expires is not None:
+            expiries[window_id] = expires
+    rows = await (await tx.raw.execute(_READ, (list(ids),))).fetchall()
+    return [_window(row, lines[row[1]], expiries.get(row[1])) for row in rows]
+
+
+def _window(row: tuple[Any, ...], lines: Sequence[Line], expires_at: datetime | None) -> ClosingWindow:
+    tenant, window_id, kind, subscriber_id, cadence, name, channel, text_format, style, *subscriber = row
+    return ClosingWindow(
+        tenant=tenant,
+        id=window_id,
+        kind=WindowKind(kind),
+        subscriber_id=subscriber_id,
+        subscriber=None if subscriber[0] is None else _subscriber(*subscriber),
+        cadence=cadence,
+        cadence_name=name,
+        channel=Channel(channel),
+        format=text_format,
+        style=style,
+        lines=lines,
+        # A digest is worth sending for its other items; one sent alone is not.
+        expires_at=expires_at if kind == WindowKind.ALONE else None,
+    )
+
+
+def _subscriber(one_id: str, zone: str, locale: str, email: str, webhook_url: str, apprise_url: str) -> Subscriber:
+    return Subscriber(
+        id=one_id, zone=zone, locale=locale, email=email, webhook_url=webhook_url, apprise_url=apprise_url
+    )
+
+
+async def templates_for(
+    tx: Transaction, windows: Sequence[ClosingWindow]
+) -> Mapping[str, Mapping[TemplateKey, Source]]:
+    """Per tenant, every template of its own that one of the windows may use."""
+    wanted = {(w.tenant, one) for w in windows for one in wanted_ids({line.type for line in w.lines}, w.cadence)}
+    found: defaultdict[str, dict[TemplateKey, Source]] = defaultdict(dict)
+    if wanted:
+        tenants, ids = zip(*sorted(wanted), strict=True)
+        cursor = await tx.raw.execute(
+            "SELECT t.tenant, t.id, t.format, t.style, t.locale, t.subject, t.body FROM template t"
+            " JOIN unnest(%s::text[], %s::text[]) AS w (tenant, id) USING (tenant, id)",
+            (list(tenants), list(ids)),
+        )
+        for tenant, one_id, text_format, style, locale, subject, body in await cursor.fetchall():
+            spoken = f", {locale}" if locale else ""
+            found[tenant][one_id, text_format, style, locale] = Source(
+                f"{one_id} ({text_format}, {style}{spoken})", subject, body
+            )
+    return found
+
+
+async def finish(tx: Transaction, closed: Sequence[Closed], *, now: datetime) -> None:
+    """Mark the windows' items, close the windows, and remember the digests; the messages are the caller's to send."""
+    marked = [one for one in closed if one.state is not None]
+    await tx.raw.execute(
+        _MARK_ITEMS,
+        (
+            now,
+            [one.window.tenant for one in marked],
+            [one.window.id for one in marked],
+            [int(one.state or 0) for one in marked],
+            [one.reason for one in marked],
+        ),
+    )
+    await tx.raw.execute(_CLOSE, (now, [one.window.id for one in closed]))
+    digests = [one for one in closed if one.is_digest]
+    if digests:
+        columns = zip(*(_digest_row(one) for one in digests), strict=True)
+        await tx.raw.execute(_PUT_DIGESTS, (now, *map(list, columns)))
+    deliveries = [
+        (message.tenant, message.digest_id, part, message.delivery_id)
+        for one in digests
+        for part, message in enumerate(one.messages, start=1)
+    ]
+    if deliveries:
+        await tx.raw.execute(_PUT_DELIVERIES, tuple(map(list, zip(*deliveries, strict=True))))
+
+
+def _digest_row(one: Closed) -> tuple[object, ...]:
+    window = one.window
+    return (
+        *(window.tenant, window.id, window.subscriber_id, window.cadence, window.channel.value, window.format),
+        *(window.style, one.address, one.subject, len(window.lines), len(one.messages), one.template_error),
+    )

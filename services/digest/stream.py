@@ -1,0 +1,318 @@
+"""The digest service on its links: frames in, timers and deliveries out.
+
+Within one fetch notifications come first, then cancels, then what closes windows: so a cancel or a trigger hits all
+that came with it. Order between a cancel and what it cancels is decided by their sequences, not by their places.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from carillon.link.v1 import link_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.clock import Clock
+from libs.links.frames import Addressed, OutgoingFrame
+from libs.links.receiver import Applied, IncomingFrame, PoisonFrame
+from libs.links.sender import Sender
+from libs.postgres import Transaction
+from libs.sharding import shard_of
+from libs.wire import from_timestamp, to_timestamp
+from services.digest import metrics
+from services.digest.boundaries import Boundaries
+from services.digest.catalog import ItemState
+from services.digest.commands import (
+    Cancel,
+    Cancelled,
+    Close,
+    Expanded,
+    Notification,
+    Outcome,
+    Trigger,
+    Triggered,
+    WindowTimer,
+)
+from services.digest.rendering_jobs import Message
+
+Place = tuple[UUID, int]
+"""A frame's id and an entry's index in it."""
+
+
+class ExpansionStore(Protocol):
+    """See store_expansion."""
+
+    async def expand(
+        self, tx: Transaction, notifications: Sequence[Notification], *, now: datetime, boundaries: Boundaries
+    ) -> Expanded: ...
+
+
+class WindowStore(Protocol):
+    """See store_windows."""
+
+    async def lock_entities(
+        self, tx: Transaction, notifications: Sequence[Notification], cancels: Sequence[Cancel]
+    ) -> None: ...
+    async def cancel(self, tx: Transaction, cancels: Sequence[Cancel], *, now: datetime) -> list[Cancelled]: ...
+    async def close(self, tx: Transaction, closes: Sequence[Close]) -> int: ...
+    async def trigger(self, tx: Transaction, run: Trigger, *, now: datetime) -> Triggered: ...
+    async def record_outcomes(self, tx: Transaction, outcomes: Sequence[Outcome]) -> None: ...
+    async def next_sequence(self, tx: Transaction) -> int: ...
+
+
+@dataclass(slots=True)
+class _Work:
+    """The entries of one fetch, by what they ask for; those that are answered with their places."""
+
+    notifications: list[Notification] = field(default_factory=list)
+    cancels: list[tuple[Place, Cancel]] = field(default_factory=list)
+    closes: list[Close] = field(default_factory=list)
+    triggers: list[tuple[Place, Trigger]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+class Inlet:
+    """Applies the frames that come to digest."""
+
+    def __init__(
+        self,
+        *,
+        expansion: ExpansionStore,
+        windows: WindowStore,
+        timers: "Timers",
+        boundaries: Boundaries,
+        clock: Clock,
+        ring: Callable[[], None],
+    ) -> None:
+        self._expansion, self._windows, self._timers = expansion, windows, timers
+        self._boundaries, self._clock, self._ring = boundaries, clock, ring
+
+    async def apply(self, tx: Transaction, frames: Sequence[IncomingFrame]) -> Applied:
+        """See libs.links.receiver.Apply."""
+        work = _Work()
+        for frame in frames:
+            for index, entry in enumerate(frame.frame.entries):
+                _sort(work, (frame.id, index), entry)
+        now = self._clock.now()
+        results: defaultdict[UUID, list[link_pb2.EntryResult]] = defaultdict(list)
+        outgoing = await self._notify_and_cancel(tx, work, now, results)
+        await self._close(tx, work, now, results)
+        if work.outcomes:
+            await self._windows.record_outcomes(tx, work.outcomes)
+            for one in work.outcomes:
+                metrics.OUTCOMES.labels(one.outcome).inc()
+        return Applied(results=results, outgoing=outgoing)
+
+    async def _notify_and_cancel(
+        self, tx: Transaction, work: _Work, now: datetime, results: dict[UUID, list[link_pb2.EntryResult]]
+    ) -> Sequence[OutgoingFrame]:
+        cancels = [cancel for _, cancel in work.cancels]
+        await self._windows.lock_entities(tx, work.notifications, cancels)
+        outgoing: Sequence[OutgoingFrame] = ()
+        if work.notifications:
+            expanded = await self._expansion.expand(tx, work.notifications, now=now, boundaries=self._boundaries)
+            outgoing = await self._timers.schedule(tx, expanded.timers, now=now)
+            self._count(expanded)
+        if cancels:
+            hits = await self._windows.cancel(tx, cancels, now=now)
+            for ((frame_id, index), _), hit in zip(work.cancels, hits, strict=True):
+                metrics.ITEMS.labels("cancelled", "").inc(hit.items)
+                results[frame_id].append(
+                    link_pb2.EntryResult(index=index, changed=hit.items, already_left=hit.already_left)
+                )
+        return outgoing
+
+    async def _close(
+        self, tx: Transaction, work: _Work, now: datetime, results: dict[UUID, list[link_pb2.EntryResult]]
+    ) -> None:
+        if work.closes:
+            await self._windows.close(tx, work.closes)
+        for (frame_id, index), run in work.triggers:
+            triggered = await self._windows.trigger(tx, run, now=now)
+            results[frame_id].append(
+                link_pb2.EntryResult(index=index, changed=triggered.windows, is_repeated=triggered.is_repeated)
+            )
+        if work.closes or work.triggers:
+            self._ring()
+
+    def _count(self, expanded: Expanded) -> None:
+        """Counted before the commit: after a rollback the same notifications are counted again. The ledger is exact."""
+        metrics.WINDOWS_OPENED.inc(len(expanded.timers))
+        for verdict, count in expanded.verdicts.items():
+            metrics.ITEMS.labels(verdict.state.name.lower(), verdict.reason).inc(count)
+            if verdict.is_alone and verdict.state is ItemState.PENDING:
+                self._ring()
+
+
+class Timers:
+    """Asks the scheduler to wake windows at their due times."""
+
+    def __init__(self, *, sender: Sender, windows: WindowStore, shards: int) -> None:
+        self._sender, self._windows, self._shards = sender, windows, shards
+
+    async def schedule(self, tx: Transaction, timers: Sequence[WindowTimer], *, now: datetime) -> list[OutgoingFrame]:
+        """Write the frames that ask for `timers` in the transaction that opened their windows."""
+        if not timers:
+            return []
+        sequence = await self._windows.next_sequence(tx)
+        frames, _ = self._sender.pack(
+            Addressed(
+                receiver="scheduler",
+                partition=shard_of(timer.tenant, timer.entity, self._shards),
+                entry=_timer_entry(timer, sequence, now),
+            )
+            for timer in timers
+        )
+        await self._sender.insert(tx, frames)
+        return frames
+
+    def publish(self, frames: Sequence[OutgoingFrame]) -> None:
+        """After the commit."""
+        self._sender.publish(frames)
+
+
+class Post:
+    """Hands messages over to the dispatcher."""
+
+    def __init__(self, *, sender: Sender, windows: WindowStore) -> None:
+        self._sender, self._windows = sender, windows
+
+    async def hand_over(self, tx: Transaction, messages: Sequence[Message]) -> list[OutgoingFrame]:
+        """Write the frames that carry `messages` in the transaction that closed their windows."""
+        if not messages:
+            return []
+        sequence = await self._windows.next_sequence(tx)
+        frames, _ = self._sender.pack(
+            Addressed(receiver="dispatcher", entry=_delivery_entry(message, sequence)) for message in messages
+        )
+        await self._sender.insert(tx, frames)
+        return frames
+
+    def publish(self, frames: Sequence[OutgoingFrame]) -> None:
+        """After the commit."""
+        self._sender.publish(frames)
+
+
+# From entries
+
+
+def _sort(work: _Work, place: Place, entry: link_pb2.Entry) -> None:
+    kind = entry.WhichOneof("kind")
+    if not entry.tenant:
+        raise PoisonFrame(f"entry {place[1]} has no tenant")
+    try:
+        match kind:
+            case "notification":
+                work.notifications.append(_notification(entry))
+            case "cancel_items":
+                work.cancels.append((place, _cancel(entry)))
+            case "close_window":
+                work.closes.append(_close_of(entry))
+            case "trigger_batch":
+                work.triggers.append((place, _trigger(entry)))
+            case "delivery_outcome":
+                work.outcomes.append(_outcome(entry))
+            case _:
+                raise PoisonFrame(f"entry {place[1]} is of the kind {kind}, which digest does not know")
+    except (ValueError, OverflowError) as err:
+        raise PoisonFrame(f"entry {place[1]} ({kind}) is not valid: {err}") from err
+
+
+def _notification(entry: link_pb2.Entry) -> Notification:
+    told = entry.notification
+    return Notification(
+        tenant=entry.tenant,
+        id=UUID(bytes=told.id),
+        type=told.content.type,
+        entity=told.entity,
+        group_key=told.content.group_key,
+        payload=told.content.payload,
+        subscribers=list(told.content.subscribers),
+        topics=list(told.content.topics),
+        occurred_at=from_timestamp(told.occur_time),
+        expires_at=from_timestamp(told.expire_time) if told.HasField("expire_time") else None,
+        timer_id=UUID(bytes=told.timer_id) if told.timer_id else None,
+        timer_type=told.timer_type,
+        timeline=told.timeline,
+        sequence=entry.sequence,
+    )
+
+
+def _cancel(entry: link_pb2.Entry) -> Cancel:
+    wanted = entry.cancel_items
+    if not wanted.entity:
+        raise ValueError("it names no entity")
+    return Cancel(
+        tenant=entry.tenant,
+        entity=wanted.entity,
+        type=wanted.type,
+        timer_ids=[UUID(bytes=timer_id) for timer_id in wanted.timer_ids],
+        timeline=wanted.timeline,
+        sequence=entry.sequence,
+    )
+
+
+def _close_of(entry: link_pb2.Entry) -> Close:
+    due = entry.close_window
+    return Close(tenant=entry.tenant, window_id=UUID(bytes=due.window_id), due_at=from_timestamp(due.due_time))
+
+
+def _trigger(entry: link_pb2.Entry) -> Trigger:
+    run = entry.trigger_batch
+    return Trigger(
+        tenant=entry.tenant,
+        batch=run.batch,
+        start_at=from_timestamp(run.window_start_time) if run.HasField("window_start_time") else None,
+        end_at=from_timestamp(run.window_end_time),
+    )
+
+
+def _outcome(entry: link_pb2.Entry) -> Outcome:
+    told = entry.delivery_outcome
+    if told.outcome not in ("sent", "dead", "suppressed", "held", "expired"):
+        raise ValueError(f"{told.outcome!r} is no outcome")
+    return Outcome(
+        tenant=entry.tenant,
+        digest_id=UUID(bytes=told.digest_id),
+        delivery_id=UUID(bytes=told.delivery_id),
+        outcome=told.outcome,
+        reason=told.reason,
+        ended_at=from_timestamp(told.end_time) if told.HasField("end_time") else None,
+    )
+
+
+# To entries
+
+
+def _timer_entry(timer: WindowTimer, sequence: int, now: datetime) -> link_pb2.Entry:
+    due = to_timestamp(timer.due_at)
+    target = link_pb2.TimerTarget(close_window=link_pb2.CloseWindow(window_id=timer.window_id.bytes, due_time=due))
+    return link_pb2.Entry(
+        tenant=timer.tenant,
+        sequence=sequence,
+        schedule_timer=link_pb2.ScheduleTimer(
+            id=timer.id.bytes, entity=timer.entity, due_time=due, target=target, accept_time=to_timestamp(now)
+        ),
+    )
+
+
+def _delivery_entry(message: Message, sequence: int) -> link_pb2.Entry:
+    expire_time: Timestamp | None = to_timestamp(message.expires_at) if message.expires_at else None
+    return link_pb2.Entry(
+        tenant=message.tenant,
+        sequence=sequence,
+        delivery=link_pb2.Delivery(
+            id=message.delivery_id.bytes,
+            digest_id=message.digest_id.bytes,
+            subscriber=message.subscriber,
+            channel=message.channel,
+            address=message.address,
+            subject=message.part.subject,
+            html=message.part.html,
+            text=message.part.text,
+            json=message.part.json,
+            expire_time=expire_time,
+        ),
+    )

@@ -1,0 +1,131 @@
+"""What digest shows of windows, digests, items and its ledger. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from libs.ids import derived_id
+from services.digest.catalog import Channel, ItemState, WindowState
+
+_HALF: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowView:
+    """A window and how many items wait in it."""
+
+    tenant: str
+    id: UUID
+    subscriber: str
+    cadence: str
+    channel: Channel
+    state: WindowState
+    opened_at: datetime
+    due_at: datetime
+    closed_at: datetime | None
+    items: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryView:
+    """One message of a digest; `outcome` is pending or as the dispatcher said."""
+
+    id: UUID
+    outcome: str
+    reason: str
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DigestView:
+    """What went out, or could not be rendered."""
+
+    id: UUID
+    subscriber: str
+    cadence: str
+    channel: Channel
+    subject: str
+    closed_at: datetime
+    item_count: int
+    template_error: str
+    deliveries: Sequence[DeliveryView]
+
+    @property
+    def outcome(self) -> str:
+        """pending, sent or failed: the worst of its deliveries; failed when it has none."""
+        outcomes = {delivery.outcome for delivery in self.deliveries}
+        if not outcomes or outcomes - {"pending", "sent"}:
+            return "failed"
+        return "pending" if "pending" in outcomes else "sent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemView:
+    """One notification for one subscriber by one choice."""
+
+    notification_id: UUID
+    subscriber: str
+    choice: str
+    type: str
+    entity: str
+    payload: str
+    occurred_at: datetime
+    state: ItemState
+    reason: str
+    window_id: UUID | None
+    changed_at: datetime
+
+    @property
+    def id(self) -> UUID:
+        """The item's public id; see `item_id`."""
+        return item_id(self.notification_id, self.subscriber, self.choice)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationView:
+    """What was taken over."""
+
+    id: UUID
+    type: str
+    entity: str
+    occurred_at: datetime
+    received_at: datetime
+    subscribers: int
+    topics: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeCount:
+    """Digests with one outcome, and what they hold."""
+
+    outcome: str
+    digests: int
+    items: int
+    deliveries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Where everything is (INV-6): items by state and reason. `unaccounted` must be 0."""
+
+    notifications: int
+    items: Sequence[tuple[ItemState, str, int]]
+    digests: Sequence[OutcomeCount]
+    unaccounted: int
+
+
+def item_id(notification_id: UUID, subscriber: str, choice: str) -> UUID:
+    """An item's public id: the notification's first half, and a digest of what tells its items apart.
+
+    It is derived when shown, not stored: an index on it would cost every item more than the rest of its row. The first
+    half leads back to the notification, which the primary key finds.
+    """
+    rest = derived_id("item", notification_id, subscriber, choice).int & _HALF
+    return UUID(int=(notification_id.int & ~_HALF) | rest)
+
+
+def notifications_near(item: UUID) -> tuple[UUID, UUID]:
+    """The smallest and largest notification id that an item with this id can have come from."""
+    return UUID(int=item.int & ~_HALF), UUID(int=item.int | _HALF)

@@ -1,0 +1,133 @@
+"""A window on its way out: what the store claims, and what the renderer decides about it. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from libs.ids import derived_id
+from services.digest.catalog import IMMEDIATE, Channel, ItemState, Subscriber, WindowKind
+from services.digest.rendering_jobs import Job, Line, Message, Rendered, Source
+from services.digest.templates import TemplateKey, chosen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosingWindow:
+    """A claimed window with the items that are still pending. `subscriber` is None when it has been deleted."""
+
+    tenant: str
+    id: UUID
+    kind: WindowKind
+    subscriber_id: str
+    subscriber: Subscriber | None
+    cadence: str
+    cadence_name: str
+    channel: Channel
+    format: str
+    style: str
+    lines: Sequence[Line]
+    expires_at: datetime | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it holds one item that is sent alone."""
+        return self.kind is WindowKind.ALONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """What became of a window: the state of its items, and the digest, unless nothing went out.
+
+    `result` is sent, empty, no_address, subscriber_deleted or dead; a digest without messages is one that could not be
+    rendered.
+    """
+
+    window: ClosingWindow
+    result: str
+    state: ItemState | None = None
+    reason: str = ""
+    address: str = ""
+    subject: str = ""
+    template_error: str = ""
+    messages: Sequence[Message] = ()
+
+    @property
+    def is_digest(self) -> bool:
+        """Whether there is a digest to remember."""
+        return self.result in ("sent", "dead")
+
+
+def without_rendering(window: ClosingWindow) -> Closed | None:
+    """The verdict on a window that has nothing to say or nobody to say it to; None when it must be rendered."""
+    if not window.lines:
+        return Closed(window=window, result="empty")
+    if window.subscriber is None:
+        return Closed(
+            window=window, result="subscriber_deleted", state=ItemState.SUPPRESSED, reason="subscriber_deleted"
+        )
+    if not window.subscriber.address(window.channel):
+        return Closed(window=window, result="no_address", state=ItemState.SUPPRESSED, reason="no_address")
+    return None
+
+
+def job_of(window: ClosingWindow, templates: Mapping[TemplateKey, Source], *, now: datetime) -> Job:
+    """What is to be rendered for a window whose subscriber exists."""
+    assert window.subscriber is not None
+    return Job(
+        id=str(window.id),
+        is_alone=window.is_alone,
+        format=window.format,
+        style=window.style,
+        subscriber=window.subscriber_id,
+        zone=window.subscriber.zone,
+        locale=window.subscriber.locale,
+        cadence=IMMEDIATE if window.is_alone else window.cadence,
+        cadence_name=window.cadence_name,
+        closed_at=now.isoformat(),
+        lines=window.lines,
+        templates=chosen(
+            templates,
+            types={line.type for line in window.lines},
+            cadence=window.cadence,
+            text_format=window.format,
+            style=window.style,
+            locale=window.subscriber.locale,
+        ),
+    )
+
+
+def closed_by(window: ClosingWindow, rendered: Rendered) -> Closed:
+    """The verdict on a window that was rendered."""
+    assert window.subscriber is not None
+    address = window.subscriber.address(window.channel)
+    if not rendered.parts:
+        return Closed(
+            window=window,
+            result="dead",
+            state=ItemState.DEAD,
+            reason="rendering_failed",
+            address=address,
+            template_error=rendered.error,
+        )
+    messages = [
+        Message(
+            tenant=window.tenant,
+            delivery_id=derived_id("delivery", window.id, number),
+            digest_id=window.id,
+            subscriber=window.subscriber_id,
+            channel=window.channel,
+            address=address,
+            part=part,
+            expires_at=window.expires_at,
+        )
+        for number, part in enumerate(rendered.parts, start=1)
+    ]
+    return Closed(
+        window=window,
+        result="sent",
+        state=ItemState.SENT_ALONE if window.is_alone else ItemState.DIGESTED,
+        address=address,
+        subject=rendered.parts[0].subject,
+        template_error=rendered.error,
+        messages=messages,
+    )

@@ -1,0 +1,130 @@
+"""Checks of what only schedules hold: events, conditions, retry policies, recurrences. As in rpc_checks."""
+
+from datetime import datetime, timedelta
+
+from carillon.scheduler.v1 import timer_pb2
+
+from libs.conditions import BadCondition, compile_condition
+from libs.errors import FieldViolation
+from libs.recurrence import BadRule, Fold, Gap, Rule, next_after
+from libs.wire import from_timestamp
+from services.intake.rpc_checks import (
+    Found,
+    check_duration,
+    check_instant,
+    check_object,
+    is_notification_type,
+    microseconds,
+    microseconds_of,
+)
+
+MAX_EXCLUSIONS = 366
+_LONGEST_COUNTED_US = 31 * 86_400 * 1_000_000
+
+
+def check_event(found: Found, field: str, event: timer_pb2.EventContent) -> None:
+    """An event's content."""
+    if not is_notification_type(event.type):
+        found.append(FieldViolation(f"{field}.type", "must be 1-128 characters of [a-z0-9._/-]"))
+    if event.payload:
+        check_object(found, f"{field}.payload", event.payload)
+    else:
+        event.payload = "{}"
+    if event.HasField("report_within"):
+        most = timedelta(days=7)
+        check_duration(found, f"{field}.report_within", event.report_within, least=timedelta(0), most=most)
+
+
+def check_condition(found: Found, field: str, condition: timer_pb2.Condition) -> None:
+    """A condition that is set."""
+    try:
+        compile_condition(condition.cel)
+    except BadCondition as error:
+        found.append(FieldViolation(f"{field}.cel", str(error)))
+
+
+def check_retry_policy(found: Found, field: str, policy: timer_pb2.RetryPolicy) -> None:
+    """A retry policy that is set; the delays' defaults are 30 s and 1 hour."""
+    second, day = timedelta(seconds=1), timedelta(days=1)
+    initial: timedelta | None = 30 * second
+    longest: timedelta | None = timedelta(hours=1)
+    if policy.HasField("initial_delay"):
+        initial = check_duration(found, f"{field}.initial_delay", policy.initial_delay, least=second, most=day)
+    if policy.HasField("maximum_delay"):
+        longest = check_duration(found, f"{field}.maximum_delay", policy.maximum_delay, least=second, most=7 * day)
+    if initial is not None and longest is not None and longest < initial:
+        found.append(FieldViolation(f"{field}.maximum_delay", "must not be shorter than initial_delay"))
+    if policy.multiplier and not 1.0 <= policy.multiplier <= 10.0:
+        found.append(FieldViolation(f"{field}.multiplier", f"must be 1.0 to 10.0, got {policy.multiplier:g}"))
+    if policy.maximum_attempts > 100:
+        found.append(FieldViolation(f"{field}.maximum_attempts", f"must be 1-100, got {policy.maximum_attempts}"))
+    if policy.HasField("maximum_age"):
+        check_duration(found, f"{field}.maximum_age", policy.maximum_age, least=second, most=30 * day)
+
+
+def check_rule(found: Found, field: str, recurrence: timer_pb2.Recurrence, now: datetime) -> None:
+    """A recurrence that is set: every bound, and that it has an occurrence after `now`."""
+    before = len(found)
+    if not recurrence.cron and not recurrence.rrule:
+        found.append(FieldViolation(f"{field}.cron", "one of cron and rrule must be given"))
+    for name, longest in (("cron", 256), ("rrule", 256), ("zone", 64)):
+        if (size := len(getattr(recurrence, name))) > longest:
+            found.append(FieldViolation(f"{field}.{name}", f"must be at most {longest} characters, got {size:,}"))
+    _check_range(found, field, recurrence, now)
+    _check_exclusions(found, field, recurrence)
+    _check_policies(found, field, recurrence)
+    if len(found) == before:
+        try:
+            if next_after(_rule_of(recurrence, now), now) is None:
+                found.append(FieldViolation(f"{field}.{recurrence.WhichOneof('rule')}", "has no occurrence any more"))
+        except BadRule as error:
+            found.append(FieldViolation(f"{field}.{error.field}", str(error)))
+
+
+def _check_range(found: Found, field: str, recurrence: timer_pb2.Recurrence, now: datetime) -> None:
+    start_us = microseconds_of(now)
+    if recurrence.HasField("start_time"):
+        # A count is counted from the start, occurrence by occurrence, each time.
+        least_us = start_us - _LONGEST_COUNTED_US if recurrence.count else 0
+        start_us = check_instant(found, f"{field}.start_time", recurrence.start_time, least_us=least_us)
+    if recurrence.HasField("end_time"):
+        after_us = max(start_us, microseconds_of(now))
+        check_instant(found, f"{field}.end_time", recurrence.end_time, after_us=after_us)
+
+
+def _check_exclusions(found: Found, field: str, recurrence: timer_pb2.Recurrence) -> None:
+    if len(recurrence.exclusions) > MAX_EXCLUSIONS:
+        count = len(recurrence.exclusions)
+        found.append(FieldViolation(f"{field}.exclusions", f"must have 0-{MAX_EXCLUSIONS} entries, got {count:,}"))
+    elif any(microseconds(one) < 0 for one in recurrence.exclusions):
+        found.append(FieldViolation(f"{field}.exclusions", "each must be a valid time, year 1970 to 2999"))
+
+
+def _check_policies(found: Found, field: str, recurrence: timer_pb2.Recurrence) -> None:
+    hour, day = timedelta(hours=1), timedelta(days=1)
+    if recurrence.HasField("jitter"):
+        check_duration(found, f"{field}.jitter", recurrence.jitter, least=timedelta(0), most=hour)
+    if recurrence.HasField("catch_up_window"):
+        check_duration(found, f"{field}.catch_up_window", recurrence.catch_up_window, least=timedelta(0), most=30 * day)
+    for name, value, enum in (
+        ("gap_policy", recurrence.gap_policy, timer_pb2.GapPolicy),
+        ("fold_policy", recurrence.fold_policy, timer_pb2.FoldPolicy),
+        ("misfire_policy", recurrence.misfire_policy, timer_pb2.MisfirePolicy),
+        ("overlap_policy", recurrence.overlap_policy, timer_pb2.OverlapPolicy),
+    ):
+        if value not in enum.values():
+            found.append(FieldViolation(f"{field}.{name}", f"must be one of {', '.join(enum.keys()[1:])}"))
+
+
+def _rule_of(recurrence: timer_pb2.Recurrence, now: datetime) -> Rule:
+    return Rule(
+        cron=recurrence.cron,
+        rrule=recurrence.rrule,
+        zone=recurrence.zone or "UTC",
+        start=from_timestamp(recurrence.start_time) if recurrence.HasField("start_time") else now,
+        end=from_timestamp(recurrence.end_time) if recurrence.HasField("end_time") else None,
+        count=recurrence.count,
+        exclusions=frozenset(map(from_timestamp, recurrence.exclusions)),
+        gap=Gap.SKIP if recurrence.gap_policy == timer_pb2.GAP_POLICY_SKIP else Gap.SHIFT,
+        fold=Fold.BOTH if recurrence.fold_policy == timer_pb2.FOLD_POLICY_BOTH else Fold.FIRST,
+    )

@@ -1,0 +1,219 @@
+"""Intake in this process, with its gRPC server, between two peers that stand in for the scheduler and digest."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+from carillon.intake.v1 import intake_pb2, intake_pb2_grpc
+from carillon.link.v1 import link_pb2
+from carillon.scheduler.v1 import timer_pb2
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+from sqlalchemy import MetaData
+
+import services.intake
+from libs import migrations
+from libs.jetstream import Bus
+from libs.links.frames import Addressed
+from libs.links.receiver import Applied, IncomingFrame, Receiver
+from libs.links.schema import add_link_tables
+from libs.links.sender import Sender
+from libs.postgres import Database, Transaction
+from libs.rpc import RpcServer, build_server
+from libs.rpc_client import connect
+from libs.service import Runtime
+from libs.settings import AuthSettings, GrpcSettings, LinkSettings, PostgresSettings
+from services.intake.app import build
+from services.intake.settings import IntakeSettings
+from tests.support.clock import ManualClock
+from tests.support.fixtures import OpenBus, OpenDatabase
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+TENANT = "default"
+MIGRATIONS = Path(services.intake.__file__).parent / "migrations"
+LINKS = LinkSettings(sweep_interval=timedelta(seconds=0.1), republish_after=timedelta(seconds=1))
+
+Results = Callable[[int, link_pb2.Entry], link_pb2.EntryResult | None]
+
+
+def no_results(_index: int, _entry: link_pb2.Entry) -> None:
+    """A peer that has nothing to say."""
+
+
+@dataclass
+class Peer:
+    """A receiver that keeps the entries it is sent, in order of arrival, and answers each with `results`."""
+
+    name: str
+    db: Database
+    sender: Sender
+    receiver: Receiver | None = None
+    entries: list[link_pb2.Entry] = field(default_factory=list)
+    partitions: list[int] = field(default_factory=list)
+    results: Results = no_results
+    has_news: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def apply(self, _: Transaction, frames: Sequence[IncomingFrame]) -> Applied:
+        """Keep what came."""
+        results = {}
+        async with self.has_news:
+            for one in frames:
+                self.entries += one.frame.entries
+                self.partitions += [one.frame.partition] * len(one.frame.entries)
+                said = [self.results(index, entry) for index, entry in enumerate(one.frame.entries)]
+                results[one.id] = [result for result in said if result is not None]
+            self.has_news.notify_all()
+        return Applied(results=results)
+
+    async def received(self, count: int) -> list[link_pb2.Entry]:
+        """Wait until `count` entries have come; all that have."""
+        async with asyncio.timeout(10), self.has_news:
+            await self.has_news.wait_for(lambda: len(self.entries) >= count)
+        return self.entries
+
+    async def send(self, *entries: link_pb2.Entry) -> list[link_pb2.EntryResult]:
+        """Send entries to intake and wait until they are applied; their results."""
+        frames, _ = self.sender.pack([Addressed(receiver="intake", entry=one) for one in entries])
+        async with self.db.transaction() as tx:
+            await self.sender.insert(tx, frames)
+        receipts = await self.sender.wait(frames, timedelta(seconds=10))
+        assert len(receipts) == len(frames), "not all frames were applied in time"
+        return [result for receipt in receipts.values() for result in receipt.results]
+
+
+class IntakeWorld:
+    """One replica of intake; `stub` calls it, `digest` and `scheduler` are what it sends to."""
+
+    def __init__(self, *, db: Database, sender: Sender, scheduler: Peer, digest: Peer) -> None:
+        self.clock = ManualClock(NOW)
+        self.db = db
+        self.sender = sender
+        self.scheduler = scheduler
+        self.digest = digest
+        self.address = ""
+        self.channel: grpc.aio.Channel
+        self.stub: Any
+
+    async def count(self, table: str) -> int:
+        """Rows of a table, uncommitted ones aside."""
+        async with self.db.read() as tx:
+            row = await (await tx.raw.execute(f"SELECT count(*) FROM {table}")).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    async def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """What a query gives."""
+        async with self.db.read() as tx:
+            return await (await tx.raw.execute(statement, parameters)).fetchall()
+
+    async def execute(self, statement: str, *parameters: object) -> None:
+        """Change something behind intake's back."""
+        async with self.db.transaction() as tx:
+            await tx.raw.execute(statement, parameters)
+
+
+@asynccontextmanager
+async def intake_world(
+    url: str,
+    open_database: OpenDatabase,
+    open_bus: OpenBus,
+    *,
+    peers_run: bool = True,
+    auth: AuthSettings | None = None,
+    links: LinkSettings = LINKS,
+    **settings: object,
+) -> AsyncIterator[IntakeWorld]:
+    """Intake on an empty database. With `peers_run` false nobody takes its frames."""
+    migrate(url)
+    async with AsyncExitStack() as stack:
+        db, bus = await open_database("intake"), await open_bus("intake")
+        sender = Sender(
+            db=db, bus=bus, service="intake", replica="a", receivers=["scheduler", "digest"], settings=links
+        )
+        scheduler = await _peer("scheduler", open_database, bus)
+        digest = await _peer("digest", open_database, bus)
+        world = IntakeWorld(db=db, sender=sender, scheduler=scheduler, digest=digest)
+        runtime = Runtime(
+            service="intake", replica="a", db=db, bus=bus, clock=world.clock, sender=sender, shards=8, links=links
+        )
+        own = IntakeSettings().model_copy(update=settings)
+        service = await build(runtime, cast(Any, SimpleNamespace(intake=own)))
+        assert service.apply is not None
+        receiver = Receiver(
+            db=db, bus=bus, service="intake", apply=service.apply, publish=sender.publish, settings=links
+        )
+        loops = [sender.run(), receiver.run(), scheduler.sender.run(), digest.sender.run()]
+        if peers_run:
+            loops += [one.receiver.run() for one in (scheduler, digest) if one.receiver is not None]
+        for one in (sender, scheduler.sender):
+            await one.ensure_streams()  # Or the first frame would wait for a sweep.
+        await stack.enter_async_context(_running(loops))
+        server = build_server(
+            GrpcSettings(drain_timeout=timedelta(seconds=1)),
+            auth=auth or AuthSettings(),
+            servicers=service.servicers,
+            registry=CollectorRegistry(),
+        )
+        running: RpcServer = await stack.enter_async_context(server)
+        world.address = running.address
+        world.channel = await stack.enter_async_context(connect(running.address))
+        world.stub = intake_pb2_grpc.IntakeServiceStub(world.channel)
+        yield world
+
+
+def migrate(url: str) -> None:
+    """Bring the schema `intake` to the newest revision."""
+    migrations.upgrade(PostgresSettings(url=SecretStr(url)), "intake", MIGRATIONS)
+
+
+async def _peer(name: str, open_database: OpenDatabase, bus: Bus) -> Peer:
+    db = await open_database(name)
+    tables = MetaData()
+    add_link_tables(tables)
+    async with db.engine.begin() as conn:
+        await conn.run_sync(tables.create_all)
+    sender = Sender(db=db, bus=bus, service=name, replica="p", receivers=["intake"], settings=LINKS)
+    peer = Peer(name=name, db=db, sender=sender)
+    peer.receiver = Receiver(db=db, bus=bus, service=name, apply=peer.apply, publish=sender.publish, settings=LINKS)
+    return peer
+
+
+@asynccontextmanager
+async def _running(loops: Sequence[Any]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(one) for one in loops]
+    try:
+        yield
+    finally:
+        for task in reversed(tasks):
+            # Again and again: asyncio.wait_for of Python 3.11, inside of nats-py, can swallow a cancellation.
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=0.2)
+
+
+def content(**more: Any) -> timer_pb2.NotificationContent:
+    """A notification's content that is as it should be."""
+    fields = {"type": "shop.sale", "subscribers": ["anna"], "payload": '{"sum": 3}'}
+    return timer_pb2.NotificationContent(**(fields | more))
+
+
+def notification(**more: Any) -> intake_pb2.Notification:
+    """A notification that is as it should be."""
+    return intake_pb2.Notification(**({"content": content(), "entity": "shop-1"} | more))
+
+
+def schedule(**more: Any) -> intake_pb2.Schedule:
+    """A schedule that lacks only its time."""
+    return intake_pb2.Schedule(**({"entity": "shop-1", "target": timer_pb2.Target(notification=content())} | more))
+
+
+def request(**more: Any) -> intake_pb2.Request:
+    """A request that is as it should be."""
+    fields = {"batch": "deals", "customer": "carl", "item": "lamp", "providers": ["paul", "petra"]}
+    return intake_pb2.Request(**(fields | {"payload": '{"count": 2}'} | more))
