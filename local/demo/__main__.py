@@ -1,6 +1,6 @@
 """Replays real flights through the whole stack, checks what came of it, takes the stack down again.
 
-    python -m local.demo [--days 14] [--rate 60000] [--kill scheduler@0.5]
+    python -m local.demo [--days 14] [--rate 120000] [--kill scheduler@0.5]
 
 Exit status: 0 when everything agrees with the CSV and nothing is unaccounted for; 1 when not, or when something failed;
 130 after Ctrl-C, with everything taken down.
@@ -8,12 +8,15 @@ Exit status: 0 when everything agrees with the CSV and nothing is unaccounted fo
 
 import argparse
 import asyncio
+import fcntl
+import os
 import shutil
 import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import grpc
 import psycopg
@@ -38,10 +41,11 @@ from local.demo.replay import Replay
 from local.demo.report import Outcome, print_report, write_report
 from local.demo.rest import NoRest, Rest
 from local.processes import ProcessError
+from local.servers import create_database, drop_database
 from local.stack import Stack
 
 _DAYS = 14  # As many as pass in a minute on two cores, the services' start not counted.
-_RATE = 60_000.0
+_RATE = 120_000.0
 _ENV = {
     "CARILLON_DISPATCHER_CLAIM_TIME": "2s",  # A killed dispatcher's mails wait for this; real ones can afford more.
 }
@@ -69,7 +73,19 @@ class Replayed:
 
 
 class ClockedStack(Stack):
-    """A stack whose business time stands at the beginning of the story before any service starts."""
+    """A stack whose business time stands at the beginning of the story before any service starts.
+
+    On an existing Postgres it uses a database of its own, `carillon_demo`, made anew each time.
+    """
+
+    def start(self) -> None:
+        """See Stack."""
+        if existing := os.environ.get("CARILLON_POSTGRES_URL"):
+            url = urlsplit(existing)._replace(path="/carillon_demo").geturl()
+            drop_database(url)
+            create_database(url)
+            os.environ["CARILLON_POSTGRES_URL"] = url
+        super().start()
 
     def _start_services(self) -> None:
         asyncio.run(set_test_clock(self.postgres_url, origin=story.START, rate=0, until=story.START))
@@ -81,6 +97,7 @@ def main() -> int:
     options = _options()
     console = Console()
     stamina.instrumentation.set_on_retry_hooks([])  # A retried call is no news here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Shells start background jobs with it ignored.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return _run(options, console)
@@ -94,7 +111,7 @@ def main() -> int:
 
 
 def _run(options: Options, console: Console) -> int:
-    shutil.rmtree(options.directory, ignore_errors=True)
+    _clear(options.directory)
     plan, expected = make_plan(load(), options.days), expect(CSV, options.days)
     began_s = time.monotonic()
     stack = ClockedStack(options.directory, is_test_clock=True, env=_ENV)
@@ -121,6 +138,21 @@ def _run(options: Options, console: Console) -> int:
     write_report(outcome, options.directory / "report.json")
     print_report(outcome, options.directory, console)
     return 0 if outcome.is_exact else 1
+
+
+def _clear(directory: Path) -> None:
+    """Delete what an earlier run left; nothing else, and not under the feet of one that is still running."""
+    lock = directory / "lock"
+    if not directory.exists() or not any(directory.iterdir()):
+        return
+    if not lock.exists():
+        raise ProcessError(f"{directory} holds something that is not a demo's; name another --directory.")
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ProcessError(f"Another demo is running in {directory}.") from None
+        shutil.rmtree(directory)
 
 
 async def _replay(options: Options, stack: Stack, plan: Plan, expected: Expected, console: Console) -> Replayed:

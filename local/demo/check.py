@@ -35,8 +35,8 @@ def differences(
         *_compare("accepted", _accepted(expected), {name: accepted.get(name, 0) for name in _accepted(expected)}),
         *_compare("timers of trials", _trial_timers(expected), count_timers(answers.timers)),
         *_compare("reports and remarks", _scheduled(expected), _fired_schedules(answers.timers)),
-        *_compare("digests by subscriber, cadence, local close and items", _digests(expected), _listed(answers)),
-        *_compare("messages that arrived, with their items", Counter(expected.messages), arrived(answers, arrivals)),
+        *_compare("digests (subscriber, cadence, local close, items)", _digests(expected), _listed(answers)),
+        *_compare_items(expected.messages, list(arrived(answers, arrivals).elements())),
         *_compare("deliveries that are not sent", {}, _unsent(answers)),
     ]
 
@@ -121,6 +121,23 @@ def _unsent(answers: Answers) -> Counter[str]:
         for one in answers.deliveries
         if one.state != dispatcher.DELIVERY_STATE_SENT
     )
+
+
+def _compare_items(expected: Sequence[Message], actual: Sequence[Message]) -> Iterator[Difference]:
+    """Which items are missing in which message, or there without reason."""
+    wanted, found = _by_window(expected), _by_window(actual)
+    for window in sorted(wanted.keys() | found.keys()):
+        missing, needless = wanted[window] - found[window], found[window] - wanted[window]
+        if missing or needless:
+            what = f"items that arrived {window}"
+            yield Difference(what=what, expected=sorted(missing.elements()), actual=sorted(needless.elements()))
+
+
+def _by_window(messages: Sequence[Message]) -> defaultdict[tuple[str, str, str], Counter[str]]:
+    found: defaultdict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+    for message in messages:
+        found[message.subscriber, message.cadence, message.closes].update(message.items)
+    return found
 
 
 def _compare(what: str, expected: Mapping[Any, int], actual: Mapping[Any, int]) -> Iterator[Difference]:

@@ -27,6 +27,7 @@ class Bars:
         )
         self._flights = self._progress.add_task("Flights replayed", total=plan.flights)
         self._time = self._progress.add_task("Business time", total=len(plan.shifts))
+        self._expected = messages
         self._messages = self._progress.add_task("Mails and webhooks received", total=messages)
 
     def shift(self, number: int, shift: Shift) -> None:
@@ -57,7 +58,9 @@ class Bars:
     async def _look(self, session: aiohttp.ClientSession, mailbox_url: str) -> None:
         async with session.get(f"{mailbox_url}/api/counts") as response:
             counts = await response.json()
-        self._progress.update(self._messages, completed=counts["mails"] + sum(counts["hooks"].values()))
+        received = counts["mails"] + sum(counts["hooks"].values())
+        # A large digest travels in several mails, so there may be more than messages.
+        self._progress.update(self._messages, completed=received, total=max(received, self._expected))
 
     def _finish(self, task: TaskID) -> None:
         [total] = [one.total for one in self._progress.tasks if one.id == task]

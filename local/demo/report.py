@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from local.demo import story
@@ -18,6 +19,20 @@ from local.demo.oracle import Expected, Message
 from local.demo.plan import Plan
 
 _SHOWN_DIFFERENCES = 20
+_SHOWN_ITEMS = 3
+_ROWS = (
+    ("commands accepted", "accepted"),
+    ("items: sent at once", "immediate"),
+    ("in digests", "digested"),
+    ("waiting in open windows", "waiting"),
+    ("suppressed", "suppressed"),
+    ("cancelled", "cancelled"),
+    ("dead", "dead"),
+    ("unaccounted", "unaccounted"),
+    ("messages sent", "sent"),
+    ("failed", "failed"),
+)
+_SECTIONS = ("accepted", "unaccounted")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,10 +70,8 @@ def print_report(outcome: Outcome, directory: Path, console: Console) -> None:
     console.print(_books_table(outcome))
     console.print(_trials_table(outcome))
     for difference in outcome.differences[:_SHOWN_DIFFERENCES]:
-        console.print(
-            f"[red]Differs:[/red] {difference.what}: expected {difference.expected}, got {difference.actual}",
-            highlight=False,
-        )
+        told = f"{difference.what}: expected {_brief(difference.expected)}, got {_brief(difference.actual)}"
+        console.print(f"[red]Differs:[/red] {escape(told)}", highlight=False)
     if (left := len(outcome.differences) - _SHOWN_DIFFERENCES) > 0:
         console.print(f"… and {left} more in report.json")
     console.print(_summary(outcome), highlight=False)
@@ -88,7 +101,8 @@ def write_report(outcome: Outcome, path: Path) -> None:
         "ledger": _ledger(outcome.answers),
         "timers": dict(count_timers(outcome.answers.timers)),
         "expected": dict(outcome.expected.counts),
-        "messages": len(messages),
+        "messages": messages.total(),
+        "parts": len(outcome.arrivals) - resent(outcome.arrivals),
         "resent": resent(outcome.arrivals),
         "differences": [
             {"what": one.what, "expected": one.expected, "actual": one.actual} for one in outcome.differences
@@ -98,9 +112,17 @@ def write_report(outcome: Outcome, path: Path) -> None:
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
+def _brief(value: object) -> str:
+    if isinstance(value, list) and len(value) > _SHOWN_ITEMS:
+        return f"{', '.join(value[:_SHOWN_ITEMS])} and {len(value) - _SHOWN_ITEMS} more"
+    return str(value)
+
+
 def _summary(outcome: Outcome) -> str:
     again = resent(outcome.arrivals)
-    told = f"{outcome.plan.flights:,} flights in {outcome.took_s:.1f} s; {len(outcome.arrivals) - again:,} messages"
+    told = (
+        f"{outcome.plan.flights:,} flights in {outcome.took_s:.1f} s; {len(outcome.arrivals) - again:,} mails and hooks"
+    )
     if again:
         told += f", {again} of them resent under the same id after a crash"
     if outcome.killed:
@@ -109,36 +131,33 @@ def _summary(outcome: Outcome) -> str:
 
 
 def _books_table(outcome: Outcome) -> Table:
-    columns = ("accepted", "immediate", "digested", "waiting", "suppressed", "cancelled", "dead", "sent", "failed")
-    table = Table(title="Where everything is (items; sent and failed are messages)", title_justify="left")
-    table.add_column("job")
-    for column in (*columns, "unaccounted"):
-        table.add_column(column, justify="right")
     books = outcome.books
-    for account in books:
-        table.add_row(account.job, *(f"{getattr(account, name):,}" for name in (*columns, "unaccounted")))
-    table.add_section()
-    totals = (f"{sum(getattr(account, name) for account in books):,}" for name in (*columns, "unaccounted"))
-    table.add_row("all", *totals, style="bold")
+    table = Table(title="Where everything is", title_justify="left", title_style="bold", min_width=60)
+    table.add_column("")
+    for job in (*(account.job for account in books), "all"):
+        table.add_column(job, justify="right")
+    for label, name in _ROWS:
+        values = [getattr(account, name) for account in books]
+        table.add_row(label, *(f"{value:,}" for value in (*values, sum(values))), end_section=name in _SECTIONS)
     return table
 
 
 def _trials_table(outcome: Outcome) -> Table:
-    timers = count_timers(outcome.answers.timers)
-    table = Table(title="Timers of the maintenance trials, and requests", title_justify="left")
-    shown = {
-        "trials": outcome.accepted["timelines"],
-        "fired": timers["timers_fired"],
-        "skipped": timers["timers_skipped"],
-        "cancelled": timers["timers_cancelled"],
-        "still scheduled": timers["timers_scheduled"],
-        "requests": outcome.accepted["requests"],
-        "nobody to ask": outcome.accepted["requests_refused"],
-        "answers": outcome.accepted["responses"],
-    }
-    for name in shown:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{value:,}" for value in shown.values()))
+    timers, accepted = count_timers(outcome.answers.timers), outcome.accepted
+    table = Table(title="Behind it", title_justify="left", title_style="bold", min_width=60)
+    table.add_column("")
+    table.add_column("all", justify="right")
+    for label, value, ends in (
+        ("maintenance trials started", accepted["timelines"], False),
+        ("their timers: fired", timers["timers_fired"], False),
+        ("skipped, because the condition did not hold", timers["timers_skipped"], False),
+        ("cancelled", timers["timers_cancelled"], False),
+        ("still scheduled", timers["timers_scheduled"], True),
+        ("rebooking requests", accepted["requests"], False),
+        ("refused, because nobody else flies the route", accepted["requests_refused"], False),
+        ("answers", accepted["responses"], False),
+    ):
+        table.add_row(label, f"{value:,}", end_section=ends)
     return table
 
 

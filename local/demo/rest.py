@@ -24,7 +24,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-_POLL_S = 0.003
+_POLL_S, _LONGEST_POLL_S = 0.002, 0.015  # Often enough to lose no time, seldom enough to take none from the services.
 _PATIENCE_S = 120.0
 
 # Frames that could not be applied wait for a person. In the demo there must be none.
@@ -37,9 +37,11 @@ _UNDONE = f"""
            (SELECT count(*) FROM scheduler.outbox) AS scheduler_outbox,
            (SELECT count(*) FROM digest.outbox) AS digest_outbox,
            (SELECT count(*) FROM dispatcher.outbox) AS dispatcher_outbox,
-           (SELECT count(*) FROM scheduler.shard, scheduler.timer
+           (SELECT count(*) FROM scheduler.shard CROSS JOIN LATERAL (
+             SELECT FROM scheduler.timer
              WHERE timer.shard = shard.shard AND timer.state = 1 AND timer.fire_at <= %(now)s
-               AND (timer.fire_at, timer.id) > (shard.watermark_at, shard.watermark_id)) AS timers_due,
+               AND (timer.fire_at, timer.id) > (shard.watermark_at, shard.watermark_id) LIMIT 1) AS due)
+             AS shards_behind,
            (SELECT count(*) FROM digest.digest_window WHERE state = 2) AS windows_closing,
            (SELECT count(*) FROM dispatcher.queue) AS deliveries_queued,
            (SELECT count(*) FROM ({_DEAD}) AS dead) AS frames_put_aside"""  # noqa: S608 — a literal.
@@ -58,13 +60,14 @@ class Rest:
 
     async def wait(self, now: datetime) -> None:
         """Return when everything due at `now` has happened, in all services. Raises NoRest."""
-        began_s = time.monotonic()
+        began_s, poll_s = time.monotonic(), _POLL_S
         while undone := await self._undone(now):
             if "frames_put_aside" in undone:
                 raise NoRest(await self._why_put_aside())
             if time.monotonic() - began_s > _PATIENCE_S:
                 raise NoRest(f"Not at rest at {now:%Y-%m-%d %H:%M:%S} after {_PATIENCE_S:.0f} s: {undone}")
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(poll_s)
+            poll_s = min(poll_s * 1.5, _LONGEST_POLL_S)
         self.waited_s += time.monotonic() - began_s
 
     async def _why_put_aside(self) -> str:

@@ -41,7 +41,7 @@ REMINDER, CHECK, FOLLOW_UP = "maintenance/reminder", "maintenance/check", "maint
 REMIND_AFTER, CHECK_AFTER, FOLLOW_UP_AFTER = timedelta(days=5), timedelta(days=7), timedelta(days=2)
 BUSY_FLIGHTS = 3
 """The check is only for aircraft that have flown so often."""
-BASES = ("ATL", "BOS", "CLT", "DCA", "ORD")
+BASES = ("DEN", "IAH", "MSP", "PHX", "SLC")
 """An aircraft that later flies to one of these is looked after there; everything upcoming is cancelled."""
 MAINTENANCE = "maintenance"
 

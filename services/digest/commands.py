@@ -103,8 +103,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expanded:
-    """What expanding notifications gave: timers to ask for, and how many items got which verdict."""
+    """What expanding gave: how many notifications were new, timers to ask for, how many items got which verdict."""
 
+    notifications: int = 0
     timers: Sequence[WindowTimer] = ()
     verdicts: Counter[Verdict] = field(default_factory=Counter)
 

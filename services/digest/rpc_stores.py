@@ -1,6 +1,6 @@
 """What the RPCs need of the store, and of the press."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -105,7 +105,9 @@ class ViewStore(Protocol):
 class PreviewStore(Protocol):
     """What a preview reads; see store_rendering."""
 
-    async def read_windows(self, tx: Transaction, ids: Sequence[UUID]) -> list[ClosingWindow]: ...
+    async def read_windows(
+        self, tx: Transaction, tenants: Collection[str], ids: Sequence[UUID]
+    ) -> list[ClosingWindow]: ...
     async def templates_for(
         self, tx: Transaction, windows: Sequence[ClosingWindow]
     ) -> Mapping[str, Mapping[TemplateKey, Source]]: ...

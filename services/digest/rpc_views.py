@@ -65,7 +65,7 @@ class ViewsRpc:
             window = await self._views.get_window(tx, tenant_of(context), window_id)
             if window is None or window.state is not WindowState.OPEN:
                 raise NotFound(f"There is no open window {window_id}.", metadata={"window_id": str(window_id)})
-            (closing,) = await self._previews.read_windows(tx, [window_id])
+            (closing,) = await self._previews.read_windows(tx, [window.tenant], [window_id])
             templates = await self._previews.templates_for(tx, [closing])
         if closing.subscriber is None or not closing.lines:
             return pb.PreviewDigestResponse()

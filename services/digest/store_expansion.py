@@ -13,7 +13,11 @@ most specific type wins, exact before the longest prefix; without any, those tol
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, LiteralString
+
+from psycopg import AsyncCursor
 
 from libs.errors import Unavailable
 from libs.postgres import Transaction, copy_rows
@@ -23,6 +27,10 @@ from services.digest.catalog import ItemState
 from services.digest.commands import Expanded, Notification, Verdict, WindowTimer
 
 _ROUNDS = 5
+_SMALL_FRAME = 20
+"""Notifications up to which statements are planned once and kept."""
+_ANALYZED_ITEMS = 1_000
+"""From so many items on, Postgres is told how many there are before it plans; a few it plans well without."""
 
 _COLUMNS = (
     *("tenant", "id", "type", "entity", "group_key", "payload", "subscribers", "topics", "occurred_at", "expires_at"),
@@ -154,10 +162,11 @@ _SPANS = """
 # A rule without a next time: refused when it is put, but zones and years do end.
 _GIVE_UP = """
     UPDATE expansion SET state = 4, reason = 'cadence_over'
-    WHERE state = 1 AND kind = 2 AND (rule, zone) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"""
+    WHERE state = 1 AND kind = 2 AND (rule, zone) IN (SELECT * FROM unnest(%(rules)s::text[], %(zones)s::text[]))"""
 
 _PUT_BOUNDARIES = """
-    INSERT INTO boundary SELECT * FROM unnest(%s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[])"""
+    INSERT INTO boundary
+    SELECT * FROM unnest(%(rules)s::text[], %(zones)s::text[], %(starts)s::timestamptz[], %(ends)s::timestamptz[])"""
 
 # Its own boundary, unless that has passed and its window is no longer open; then the first one after now.
 _PLACE = """
@@ -167,7 +176,8 @@ _PLACE = """
          AND (b.end_at > %(now)s OR EXISTS (
             SELECT FROM digest_window w
             WHERE w.tenant = e.tenant AND w.subscriber = e.subscriber AND w.cadence = e.cadence
-            AND w.channel = e.channel AND w.format = e.format AND w.style = e.style AND w.slot_at = b.end_at AND w.state = 1))),
+            AND w.channel = e.channel AND w.format = e.format AND w.style = e.style
+            AND w.slot_at = b.end_at AND w.state = 1))),
         (SELECT min(b.end_at) FROM boundary b WHERE b.rule = e.rule AND b.zone = e.zone AND b.end_at > %(now)s))
     WHERE state = 1 AND kind = 2"""
 
@@ -179,30 +189,37 @@ _OPEN = """
         CASE WHEN min(kind) = 2 AND NOT bool_and(is_fixed) THEN min(rule) ELSE '' END,
         CASE WHEN min(kind) = 3 THEN min(batch) ELSE '' END,
         slot_at, least(%(now)s, min(occurred_at)),
-        CASE WHEN min(kind) = 3 THEN %(now)s + min(fallback_after) ELSE slot_at END, 1
-    FROM expansion WHERE state = 1 AND kind IN (2, 3)
+        CASE WHEN min(kind) = 3 THEN %(now)s + min(fallback_after) ELSE slot_at END AS due_at, 1
+    FROM expansion WHERE state = 1 AND kind IN (2, 3) AND window_id IS NULL
     GROUP BY tenant, subscriber, cadence, channel, format, style, slot_at
     ORDER BY tenant, subscriber, cadence, channel, format, style, slot_at
     ON CONFLICT (tenant, subscriber, cadence, channel, format, style, slot_at) WHERE state = 1 DO NOTHING
     RETURNING tenant, id, due_at"""
 
+# One look-up in the unique index for each item; as a join, it would be at the mercy of a guess about seven columns.
+_FIND = """
+    UPDATE expansion e SET window_id = (
+        SELECT w.id FROM digest_window w
+        WHERE w.tenant = e.tenant AND w.subscriber = e.subscriber AND w.cadence = e.cadence AND w.channel = e.channel
+        AND w.format = e.format AND w.style = e.style AND w.slot_at = e.slot_at AND w.state = 1)
+    WHERE state = 1 AND kind IN (2, 3) AND window_id IS NULL"""
+
 _FILL = """
-    WITH wanted AS MATERIALIZED (
-        SELECT DISTINCT tenant, subscriber, cadence, channel, format, style, slot_at
-        FROM expansion WHERE state = 1 AND kind IN (2, 3)
-    ), open AS MATERIALIZED (
-        SELECT w.id, w.tenant, w.subscriber, w.cadence, w.channel, w.format, w.style, w.slot_at
-        FROM wanted JOIN digest_window w USING (tenant, subscriber, cadence, channel, format, style, slot_at)
-        WHERE w.state = 1 ORDER BY w.id FOR SHARE OF w
-    ), placed AS (
-        DELETE FROM expansion e USING open o
-        WHERE e.state = 1 AND e.kind IN (2, 3) AND e.tenant = o.tenant AND e.subscriber = o.subscriber
-        AND e.cadence = o.cadence AND e.channel = o.channel AND e.format = o.format AND e.style = o.style
-        AND e.slot_at = o.slot_at
-        RETURNING e.tenant, e.notification_id, e.subscriber, e.choice, o.id
-    )
+    WITH open AS MATERIALIZED (
+        SELECT w.id FROM digest_window w
+        JOIN (SELECT DISTINCT tenant, window_id FROM expansion WHERE state = 1 AND kind IN (2, 3)) AS wanted
+            ON w.tenant = wanted.tenant AND w.id = wanted.window_id
+        WHERE w.state = 1 ORDER BY w.id FOR SHARE OF w)
     INSERT INTO item (tenant, notification_id, subscriber, choice, state, reason, window_id, changed_at)
-    SELECT tenant, notification_id, subscriber, choice, 1, '', id, %(now)s FROM placed"""
+    SELECT e.tenant, e.notification_id, e.subscriber, e.choice, 1, '', e.window_id, %(now)s
+    FROM expansion e JOIN open ON open.id = e.window_id WHERE e.state = 1 AND e.kind IN (2, 3)"""
+
+_LEAVE_PLACED = """
+    DELETE FROM expansion e USING item i
+    WHERE e.state = 1 AND e.kind IN (2, 3) AND i.tenant = e.tenant AND i.notification_id = e.notification_id
+    AND i.subscriber = e.subscriber AND i.choice = e.choice"""
+
+_ASK_AGAIN = "UPDATE expansion SET window_id = NULL WHERE state = 1 AND kind IN (2, 3)"
 
 
 async def expand(
@@ -213,25 +230,39 @@ async def expand(
     if not fresh:
         return Expanded()
     await tx.raw.execute(_SCRATCH)
-    # prepare=False: a plan kept from a frame of one notification would be a bad one for a frame of a thousand.
-    keys = {"tenants": [one.tenant for one in fresh], "ids": [one.id for one in fresh], "now": now}
-    await tx.raw.execute(_DECIDE, keys, prepare=False)
-    await _put_boundaries(tx, now=now, boundaries=boundaries)
-    verdicts = await _count(tx)
+    run = _Statements(tx, now, is_small=len(fresh) <= _SMALL_FRAME)
+    await run(_DECIDE, tenants=[one.tenant for one in fresh], ids=[one.id for one in fresh])
+    await _put_boundaries(run, boundaries)
+    verdicts = await _count(run)
+    if verdicts.total() >= _ANALYZED_ITEMS:
+        await tx.raw.execute("ANALYZE expansion")
     if any(one.is_alone and one.state is ItemState.PENDING for one in verdicts):
-        await tx.raw.execute(_OPEN_ALONE, {"now": now}, prepare=False)
+        await run(_OPEN_ALONE)
     if any(one.is_alone or one.state is not ItemState.PENDING for one in verdicts):
-        await tx.raw.execute(_SETTLE, {"now": now}, prepare=False)
+        await run(_SETTLE)
     waiting = sum(count for one, count in verdicts.items() if one.state is ItemState.PENDING and not one.is_alone)
-    timers = await _fill_windows(tx, waiting, now=now)
-    return Expanded(timers=timers, verdicts=verdicts)
+    return Expanded(notifications=len(fresh), timers=await _fill_windows(run, waiting), verdicts=verdicts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Statements:
+    """Runs this module's statements. What is planned once must not serve frames of one and of 64,000 notifications."""
+
+    tx: Transaction
+    now: datetime
+    is_small: bool
+
+    async def __call__(self, statement: LiteralString, **values: object) -> AsyncCursor[tuple[Any, ...]]:
+        return await self.tx.raw.execute(
+            statement, {"now": self.now, **values}, prepare=None if self.is_small else False
+        )
 
 
 async def _take_over(tx: Transaction, notifications: Sequence[Notification], now: datetime) -> list[Notification]:
     """Store the notifications that are new, and return them; the same id is the same one, whatever carried it."""
     unique = {(one.tenant, one.id): one for one in reversed(notifications)}
     cursor = await tx.raw.execute(
-        "SELECT tenant, id FROM unnest(%s::text[], %s::uuid[]) AS new (tenant, id) JOIN notification USING (tenant, id)",
+        "SELECT tenant, id FROM notification WHERE (tenant, id) IN (SELECT * FROM unnest(%s::text[], %s::uuid[]))",
         ([tenant for tenant, _ in unique], [one_id for _, one_id in unique]),
     )
     for key in await cursor.fetchall():
@@ -259,42 +290,49 @@ def _row(one: Notification, now: datetime) -> tuple[object, ...]:
     )
 
 
-async def _count(tx: Transaction) -> Counter[Verdict]:
-    rows = await (await tx.raw.execute(_COUNT)).fetchall()
+async def _count(run: _Statements) -> Counter[Verdict]:
+    rows = await (await run(_COUNT)).fetchall()
     return Counter(
         {Verdict(state=ItemState(state), is_alone=alone, reason=reason): count for state, alone, reason, count in rows}
     )
 
 
-async def _fill_windows(tx: Transaction, waiting: int, *, now: datetime) -> list[WindowTimer]:
+async def _fill_windows(run: _Statements, waiting: int) -> list[WindowTimer]:
     """Put what waits into open windows, opening those that are missing; returns the timers of new ones."""
     timers: list[WindowTimer] = []
     for _ in range(_ROUNDS):
         if not waiting:
             return timers
-        await tx.raw.execute(_PLACE, {"now": now}, prepare=False)
-        opened = await tx.raw.execute(_OPEN, {"now": now}, prepare=False)
-        timers += [WindowTimer(tenant=tenant, window_id=i, due_at=due) for tenant, i, due in await opened.fetchall()]
-        waiting -= (await tx.raw.execute(_FILL, {"now": now}, prepare=False)).rowcount
+        await run(_PLACE)
+        await run(_FIND)
+        opened = await (await run(_OPEN)).fetchall()
+        timers += [WindowTimer(tenant=tenant, window_id=window_id, due_at=due) for tenant, window_id, due in opened]
+        await run(_FIND)
+        waiting -= (await run(_FILL)).rowcount
+        if waiting:
+            await run(_LEAVE_PLACED)
+            await run(_ASK_AGAIN)
     raise Unavailable(f"{waiting} items found their windows closing {_ROUNDS} times over; they will come again.")
 
 
-async def _put_boundaries(tx: Transaction, *, now: datetime, boundaries: Boundaries) -> None:
+async def _put_boundaries(run: _Statements, boundaries: Boundaries) -> None:
     """Compute the windows' ends, which SQL cannot, for all rules and zones of this expansion."""
     known: list[tuple[str, str, datetime, datetime]] = []
     over: list[tuple[str, str]] = []
-    for rule, zone, first, last in await (await tx.raw.execute(_SPANS)).fetchall():
+    for rule, zone, first, last in await (await run(_SPANS)).fetchall():
         try:
-            intervals = boundaries.covering(local_rule(rule, zone), first, last, now)
+            intervals = boundaries.covering(local_rule(rule, zone), first, last, run.now)
         except BadRule:
             intervals = []
         known += [(rule, zone, one.start, one.end) for one in intervals]
-        if not intervals or intervals[-1].end <= now:
+        if not intervals or intervals[-1].end <= run.now:
             over.append((rule, zone))
     if known:
-        await tx.raw.execute(_PUT_BOUNDARIES, tuple(map(list, zip(*known, strict=True))))
+        rules, zones, starts, ends = zip(*known, strict=True)
+        await run(_PUT_BOUNDARIES, rules=list(rules), zones=list(zones), starts=list(starts), ends=list(ends))
     if over:
-        await tx.raw.execute(_GIVE_UP, tuple(map(list, zip(*over, strict=True))))
+        rules, zones = zip(*over, strict=True)
+        await run(_GIVE_UP, rules=list(rules), zones=list(zones))
 
 
 def local_rule(rule: str, zone: str) -> LocalRule:

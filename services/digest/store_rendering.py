@@ -6,7 +6,7 @@ process that dies has changed nothing: its windows are claimed again.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -18,7 +18,7 @@ from services.digest.templates import TemplateKey, wanted_ids
 from services.digest.windows import Closed, ClosingWindow
 
 _CLAIM = """
-    SELECT id FROM digest_window WHERE state = 2 ORDER BY id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED"""
+    SELECT tenant, id FROM digest_window WHERE state = 2 ORDER BY id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED"""
 
 _EXPIRE = """
     UPDATE item i SET state = 6, changed_at = %(now)s FROM notification n
@@ -33,7 +33,7 @@ _READ = """
     FROM digest_window w
     LEFT JOIN subscriber s ON s.tenant = w.tenant AND s.id = w.subscriber
     LEFT JOIN cadence k ON k.tenant = w.tenant AND k.id = w.cadence
-    WHERE w.id = ANY (%s) ORDER BY w.id"""
+    WHERE w.tenant = ANY (%s) AND w.id = ANY (%s) ORDER BY w.id"""
 
 _LINES = """
     SELECT i.window_id, n.id, n.type, coalesce(t.name, n.type), n.entity, n.group_key, n.occurred_at, n.payload,
@@ -44,12 +44,11 @@ _LINES = """
     WHERE i.window_id = ANY (%s) AND i.state = 1
     ORDER BY i.window_id, n.type, n.occurred_at, n.id"""
 
+# By windows with one verdict: an array is looked up in the index one by one, a join would be at the mercy of a guess.
 _MARK_ITEMS = """
-    UPDATE item i SET state = c.state, reason = c.reason, changed_at = %s
-    FROM unnest(%s::text[], %s::uuid[], %s::smallint[], %s::text[]) AS c (tenant, window_id, state, reason)
-    WHERE i.window_id = c.window_id AND i.tenant = c.tenant AND i.state = 1"""
+    UPDATE item SET state = %s, reason = %s, changed_at = %s WHERE window_id = ANY (%s) AND state = 1"""
 
-_CLOSE = "UPDATE digest_window SET state = 3, closed_at = %s WHERE id = ANY (%s)"
+_CLOSE = "UPDATE digest_window SET state = 3, closed_at = %s WHERE tenant = ANY (%s) AND id = ANY (%s)"
 
 _PUT_DIGESTS = """
     INSERT INTO digest (tenant, id, subscriber, cadence, channel, format, style, address, subject, closed_at,
@@ -71,9 +70,10 @@ async def claim(tx: Transaction, *, most_windows: int, most_items: int, now: dat
     At most `most_windows`, and no more than hold `most_items` items together, but always one if there is one. Items
     whose time is over are marked expired before.
     """
-    ids = [row[0] for row in await (await tx.raw.execute(_CLAIM, (most_windows,))).fetchall()]
-    if not ids:
+    tenants = {one_id: tenant for tenant, one_id in await (await tx.raw.execute(_CLAIM, (most_windows,))).fetchall()}
+    if not tenants:
         return []
+    ids = list(tenants)
     await tx.raw.execute(_EXPIRE, {"ids": ids, "now": now})
     counts: dict[UUID, int] = dict(await (await tx.raw.execute(_COUNT, (ids,))).fetchall())
     taken: list[UUID] = []
@@ -83,11 +83,11 @@ async def claim(tx: Transaction, *, most_windows: int, most_items: int, now: dat
         if taken and room < 0:
             break
         taken.append(window_id)
-    return await read_windows(tx, taken)
+    return await read_windows(tx, {tenants[one_id] for one_id in taken}, taken)
 
 
-async def read_windows(tx: Transaction, ids: Sequence[UUID]) -> list[ClosingWindow]:
-    """Windows with their pending items, in the order in which they are shown; unknown ids are left out."""
+async def read_windows(tx: Transaction, tenants: Collection[str], ids: Sequence[UUID]) -> list[ClosingWindow]:
+    """Windows of these tenants with their pending items in the order in which they are shown; others are left out."""
     lines: defaultdict[UUID, list[Line]] = defaultdict(list)
     expiries: dict[UUID, datetime] = {}
     for window_id, one_id, kind, name, entity, group, occurred, payload, expires in await (
@@ -96,7 +96,7 @@ async def read_windows(tx: Transaction, ids: Sequence[UUID]) -> list[ClosingWind
         lines[window_id].append(Line(str(one_id), kind, name, entity, group, occurred.isoformat(), payload))
         if expires is not None:
             expiries[window_id] = expires
-    rows = await (await tx.raw.execute(_READ, (list(ids),))).fetchall()
+    rows = await (await tx.raw.execute(_READ, (list(tenants), list(ids)))).fetchall()
     return [_window(row, lines[row[1]], expiries.get(row[1])) for row in rows]
 
 
@@ -148,18 +148,14 @@ async def templates_for(
 
 async def finish(tx: Transaction, closed: Sequence[Closed], *, now: datetime) -> None:
     """Mark the windows' items, close the windows, and remember the digests; the messages are the caller's to send."""
-    marked = [one for one in closed if one.state is not None]
-    await tx.raw.execute(
-        _MARK_ITEMS,
-        (
-            now,
-            [one.window.tenant for one in marked],
-            [one.window.id for one in marked],
-            [int(one.state or 0) for one in marked],
-            [one.reason for one in marked],
-        ),
-    )
-    await tx.raw.execute(_CLOSE, (now, [one.window.id for one in closed]))
+    marked: defaultdict[tuple[int, str], list[UUID]] = defaultdict(list)
+    for one in closed:
+        if one.state is not None:
+            marked[one.state.value, one.reason].append(one.window.id)
+    for (state, reason), ids in marked.items():
+        await tx.raw.execute(_MARK_ITEMS, (state, reason, now, ids))
+    tenants = {one.window.tenant for one in closed}
+    await tx.raw.execute(_CLOSE, (now, list(tenants), [one.window.id for one in closed]))
     digests = [one for one in closed if one.is_digest]
     if digests:
         columns = zip(*(_digest_row(one) for one in digests), strict=True)

@@ -139,6 +139,7 @@ class Inlet:
 
     def _count(self, expanded: Expanded) -> None:
         """Counted before the commit: after a rollback the same notifications are counted again. The ledger is exact."""
+        metrics.NOTIFICATIONS.inc(expanded.notifications)
         metrics.WINDOWS_OPENED.inc(len(expanded.timers))
         for verdict, count in expanded.verdicts.items():
             metrics.ITEMS.labels(verdict.state.name.lower(), verdict.reason).inc(count)

@@ -176,13 +176,9 @@ class SendingLoop:
         return len(letters) + len(settlements)
 
     def _places(self) -> dict[str, int]:
-        """How many to claim per lane, in all at most `claim_deliveries`."""
-        left = self._settings.claim_deliveries
-        places: dict[str, int] = {}
-        for lane, free in self._room.free().items():
-            places[lane] = min(free, left)
-            left -= places[lane]
-        return {lane: count for lane, count in places.items() if count}
+        """How many to claim per lane."""
+        most = self._settings.claim_deliveries
+        return {lane: min(free, most) for lane, free in self._room.free().items()}
 
     def _decide(self, candidates: Sequence[Candidate], now: datetime) -> tuple[list[Settlement], list[Candidate]]:
         """What ends unsent, and what is sent now; what finds no place stays queued and is in neither."""
@@ -292,6 +288,8 @@ class SendingLoop:
         try:
             return await work
         except Unavailable as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError from error  # A transaction that is cancelled may fail with this instead.
             log.warning("Could not %s; trying again.", what, extra={"error": str(error)})
             await asyncio.sleep(_RETRY_S)
             return None

@@ -38,7 +38,9 @@ class DispatchSettings(Settings):
         description="How long a process that was killed keeps what it was sending from the others, on the database's "
         "clock; then its attempts are in doubt. A living process renews its claims, so sending may take longer.",
     )
-    claim_deliveries: int = Field(500, ge=1, le=5_000, description="Deliveries claimed in one transaction at most.")
+    claim_deliveries: int = Field(
+        500, ge=1, le=5_000, description="Deliveries of one channel claimed in one transaction at most."
+    )
     poll_interval: Duration = Field(
         250 * MILLISECOND,
         ge=MILLISECOND,

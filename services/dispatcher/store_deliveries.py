@@ -80,7 +80,7 @@ class DeliveryStore:
         if not keys:
             return 0
         parameters = {"tenants": [key[0] for key in keys], "ids": [key[1] for key in keys]}
-        cursor = await tx.raw.execute(_MAKE_DUE, parameters | {"retrying": State.RETRYING})
+        cursor = await tx.raw.execute(_MAKE_DUE, parameters | {"retrying": State.RETRYING}, prepare=False)
         return cursor.rowcount
 
     async def next_sequence(self, tx: Transaction) -> int:

@@ -3,6 +3,8 @@
 A claim is a row lock for the length of one transaction, and after that a date: `claimable_at`, on the database's clock.
 Claims are fenced by the attempt's number: what is recorded for an attempt that is no longer the one under way changes
 the attempt's row and nothing else.
+
+Array statements are not prepared: a plan that was kept from when the tables were empty would read them whole for ever.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,8 @@ from services.dispatcher.pipeline import Candidate, Settlement
 
 Key = tuple[str, UUID]
 
-# statement_timestamp(), because a volatile clock_timestamp() could not be looked up in the index.
+# statement_timestamp(), because a volatile clock_timestamp() could not be looked up in the index. LIMIT 1 keeps the planner,
+# who cannot know how few rows the queue gives, from reading all of `delivery` into a hash table.
 _CLAIMABLE = """
     SELECT q.tenant, q.delivery_id, q.attempt, d.digest_id, d.subscriber, d.channel, d.address, d.subject,
            d.html, d.text, d.json, d.expires_at, d.attempts, d.budget, d.created_at, d.fresh_since,
@@ -28,7 +31,7 @@ _CLAIMABLE = """
         SELECT tenant, delivery_id, attempt FROM queue
         WHERE queue.lane = room.lane AND claimable_at <= statement_timestamp() AND destination <> ALL(%(full)s::text[])
         ORDER BY claimable_at LIMIT room.places FOR UPDATE SKIP LOCKED) AS q
-    JOIN delivery AS d ON d.tenant = q.tenant AND d.id = q.delivery_id"""
+    CROSS JOIN LATERAL (SELECT * FROM delivery WHERE tenant = q.tenant AND id = q.delivery_id LIMIT 1) AS d"""
 
 # `before` is the attempt found in doubt, 0 when there is none.
 _CLAIM = """
@@ -104,7 +107,7 @@ class QueueStore:
         Ones locked by other replicas are passed over. Nothing is changed; what is not claimed is free at the commit.
         """
         cursor = await tx.raw.execute(
-            _CLAIMABLE, {"lanes": list(places), "places": list(places.values()), "full": list(full)}
+            _CLAIMABLE, {"lanes": list(places), "places": list(places.values()), "full": list(full)}, prepare=False
         )
         return [_candidate(row) for row in await cursor.fetchall()]
 
@@ -123,6 +126,7 @@ class QueueStore:
                     "sending": State.SENDING,
                     "now": now,
                 },
+                prepare=False,
             )
 
     async def settle(self, tx: Transaction, settlements: Sequence[Settlement]) -> set[Key]:
@@ -142,18 +146,18 @@ class QueueStore:
             "retries": [one.retry_at for one in settlements],
             "dead": [one.at if one.state in DEAD_LETTERS else None for one in settlements],
         }
-        cursor = await tx.raw.execute(_SETTLE, columns | {"sent": State.SENT})
+        cursor = await tx.raw.execute(_SETTLE, columns | {"sent": State.SENT}, prepare=False)
         return {(tenant, delivery_id) for tenant, delivery_id in await cursor.fetchall()}
 
     async def renew(self, tx: Transaction, candidates: Sequence[Candidate], *, claim_time: timedelta) -> None:
         """Go on holding claims; those that others took over stay theirs."""
         await tx.raw.execute("SET LOCAL synchronous_commit = off")  # A lost renewal is made again.
-        await tx.raw.execute(_RENEW, _keys(candidates) | {"claim_time": claim_time})
+        await tx.raw.execute(_RENEW, _keys(candidates) | {"claim_time": claim_time}, prepare=False)
 
     async def give_back(self, tx: Transaction, candidates: Sequence[Candidate]) -> None:
         """Undo claims of which nothing has left: as if these attempts had never been begun."""
         states = {"pending": State.PENDING, "retrying": State.RETRYING}
-        await tx.raw.execute(_GIVE_BACK, _keys(candidates) | states)
+        await tx.raw.execute(_GIVE_BACK, _keys(candidates) | states, prepare=False)
 
     async def backlog(self, tx: Transaction) -> dict[str, tuple[int, float]]:
         """Deliveries queued per lane, and for how many seconds the first of them could have been sent (at least 0)."""

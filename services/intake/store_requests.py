@@ -53,7 +53,7 @@ _PUT_PROVIDERS = """
     ON CONFLICT (tenant, item) DO UPDATE SET providers = EXCLUDED.providers"""
 
 _COUNT_RESPONSES = """
-    UPDATE request SET state = %(answered)s, responses = responses + new.responses
+    UPDATE request SET state = %(answered)s, responses = request.responses + new.responses
     FROM unnest(%(ids)s::uuid[], %(counts)s::int[]) AS new (id, responses)
     WHERE request.tenant = %(tenant)s AND request.id = new.id"""
 

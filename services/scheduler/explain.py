@@ -10,7 +10,7 @@ _TOLD = {
     State.SKIPPED: "was due and did not fire, because its condition was not true",
     State.CANCELLED: "was cancelled",
     State.EXPIRED: "was not fired, because it had expired",
-    State.FAILED: "failed, because its condition could not be decided",
+    State.FAILED: "could not be fired; the note says why",
     State.DONE: "is done",
 }
 

@@ -143,6 +143,10 @@ class Engine:
             mail = self._mailbox.remove(numbers)
         await _hand_back(one.incoming for one in mail)
 
+    async def hand_back_mail(self) -> None:
+        """Give all waiting mail back to the broker; somebody else may be able to handle it."""
+        await _hand_back(one.incoming for one in self._mailbox.remove(range(self._shard_count)))
+
     def wake(self) -> None:
         """Look for work again: a lease was renewed, a shard has come, a link has room."""
         self._wake.set()

@@ -126,7 +126,7 @@ class Leases:
                 next_forget_s = time.monotonic() + _FORGET_INTERVAL_S
                 try:
                     await self._store.forget(tombstones_after=self._tombstones_after, members_after=self._ttl * 100)
-                except Exception:  # noqa: BLE001 - outermost frame of a loop that must go on.
+                except Exception:
                     log.warning("Could not forget old tombstones; trying again.", exc_info=True)
             await asyncio.sleep(1)
 
@@ -138,6 +138,7 @@ class Leases:
             log.warning("Could not renew the leases; trying again.", extra={"error": str(err)})
             if not self.is_trusted():
                 await self._stop_consumers(list(self._consumers))  # Others may have the shards, and wait for the mail.
+                await self._engine.hand_back_mail()
             return self._ttl / 20
         metrics.RENEWALS.labels("committed").inc()
         return wait
@@ -210,10 +211,12 @@ class Leases:
             log.exception("A shard's consumer ended.", extra={"shard": shard})
 
     async def _stop_consumers(self, shards: Collection[int]) -> None:
-        consumers = [task for shard in shards if (task := self._consumers.pop(shard, None)) is not None]
-        for task in consumers:
-            task.cancel()
-        await asyncio.gather(*consumers, return_exceptions=True)
+        running = {task for shard in shards if (task := self._consumers.pop(shard, None)) is not None}
+        while running:
+            for task in running:
+                task.cancel()
+            # Again and again: `asyncio.wait_for`, which nats-py uses, loses a cancellation now and then (before 3.12).
+            _, running = await asyncio.wait(running, timeout=0.1)
 
     async def _drop(self, shards: Collection[int]) -> None:
         await self._stop_consumers(shards)

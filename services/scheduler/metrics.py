@@ -33,8 +33,7 @@ RENEWALS = Counter("carillon_scheduler_lease_renewals_total", "Renewals of all l
 
 _FIRED = {kind: FIRED.labels(kind.name.lower()) for kind in TargetKind}
 _DECIDED = {
-    state: DECIDED.labels(state.name.lower())
-    for state in (State.SKIPPED, State.CANCELLED, State.EXPIRED, State.FAILED)
+    state: DECIDED.labels(state.name.lower()) for state in (State.SKIPPED, State.CANCELLED, State.EXPIRED, State.FAILED)
 }
 for _result in ("committed", "failed"):
     TURNS.labels(_result)
@@ -49,6 +48,6 @@ def count_turn(changes: Iterable[Changes], now: datetime) -> None:
         for timer in one.fired:
             _FIRED[timer.target_kind].inc()
             LATENESS_SECONDS.observe(max(0.0, (now - timer.due_at).total_seconds()))
-        for decided in (*one.states.values(), *one.inserts.values()):
-            if decided.state in _DECIDED:
-                _DECIDED[decided.state].inc()
+        for state in (*(it.state for it in one.states.values()), *(it.state for it in one.inserts.values())):
+            if state in _DECIDED:
+                _DECIDED[state].inc()

@@ -20,7 +20,10 @@ from services.scheduler.timer import Mark, State, Timer, origin_of
 _SCHEDULED = int(State.SCHEDULED)
 _MILLISECOND = timedelta(milliseconds=1)
 _LONGEST_STATEMENT = timedelta(seconds=10)
-_KEPT_TIMELINES = 10_000
+_KEPT_TIMELINES = 1_000
+
+_TOMBSTONE_COLUMNS = ("tenant", "entity", "sequence", "shard", "origin", "type", "ids", "timeline", "cause")
+_TOMBSTONE_TYPES = ("text", "text", "int8", "int4", "text", "text", "uuid[]", "text", "text")
 
 # Waiting timers of entities. The watermark decides what has fired, so it is joined in (a shard's own row).
 _WAITING = f"""{SELECT} JOIN shard USING (shard)
@@ -114,7 +117,7 @@ class TurnStore:
         )
         found: dict[Entity, list[Tombstone]] = {}
         for tenant, entity, sequence, type_, ids, timeline, cause in await cursor.fetchall():
-            selection = Selection(type=type_, ids=frozenset(map(UUID, ids)), timeline=timeline)
+            selection = Selection(type=type_, ids=frozenset(ids), timeline=timeline)
             found.setdefault((tenant, entity), []).append(
                 Tombstone(tenant=tenant, entity=entity, sequence=sequence, selection=selection, cause=cause)
             )
@@ -132,6 +135,8 @@ class TurnStore:
     async def _versions(
         self, tx: Transaction, wanted: set[tuple[str, str, int]]
     ) -> dict[tuple[str, str, int], Timeline]:
+        if len(self._timelines) > _KEPT_TIMELINES:
+            self._timelines.clear()  # INV-9; what is still in use is read again.
         if missing := wanted - self._timelines.keys():
             cursor = await tx.raw.execute(
                 "SELECT tenant, name, version, description, steps, created_at FROM timeline"
@@ -139,9 +144,6 @@ class TurnStore:
                 " USING (tenant, name, version)",
                 ([one[0] for one in missing], [one[1] for one in missing], [one[2] for one in missing]),
             )
-            if len(self._timelines) > _KEPT_TIMELINES:
-                self._timelines.clear()  # INV-9; what is still in use is read again.
-                missing = wanted
             for row in await cursor.fetchall():
                 self._timelines[(row[0], row[1], row[2])] = timeline_of(row[1:])
         return {one: self._timelines[one] for one in wanted if one in self._timelines}
@@ -186,7 +188,7 @@ class TurnStore:
                 one.shard,
                 origin_of(stone.entity),
                 stone.selection.type,
-                Jsonb([str(timer_id) for timer_id in stone.selection.ids]),
+                list(stone.selection.ids),
                 stone.selection.timeline,
                 stone.cause,
             )
@@ -194,12 +196,7 @@ class TurnStore:
             for stone in one.tombstones
         ]
         if rows:
-            async with tx.raw.cursor() as cursor:
-                await cursor.executemany(
-                    "INSERT INTO tombstone (tenant, entity, sequence, shard, origin, type, ids, timeline, cause)"
-                    " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                    rows,
-                )
+            await copy_rows(tx, "tombstone", _TOMBSTONE_COLUMNS, rows, types=_TOMBSTONE_TYPES)
 
     async def _write_facts(self, tx: Transaction, changes: Sequence[Changes], now: datetime) -> None:
         rows = [(*key, one.shard, Jsonb(facts), now) for one in changes for key, facts in one.facts.items()]

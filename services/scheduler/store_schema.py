@@ -17,7 +17,7 @@ from sqlalchemy import (
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP, UUID
 
 from libs.links.schema import add_link_tables
 
@@ -84,20 +84,23 @@ timer = Table(
     postgresql_with={"fillfactor": "90"},
 )
 
+# No key: the cancels of one call share their sequence, and each leaves its own selection.
 tombstone = Table(
     "tombstone",
     metadata,
-    Column("tenant", Text, primary_key=True),
-    Column("entity", Text, primary_key=True),
-    Column("sequence", BigInteger, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("entity", Text, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
     Column("shard", Integer, nullable=False),
     Column("origin", Text, nullable=False),
     Column("type", Text, nullable=False),
-    Column("ids", JSONB, nullable=False),
+    Column("ids", ARRAY(_UUID), nullable=False),
     Column("timeline", Text, nullable=False),
     Column("cause", Text, nullable=False),
     Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
+    Index("tombstone_entity", "tenant", "entity"),
     Index("tombstone_shard", "shard", "origin", "sequence"),
+    Index("tombstone_age", "created_at", postgresql_using="brin"),
 )
 
 facts = Table(

@@ -75,7 +75,7 @@ class Wheel:
         return taken
 
     def next_at(self) -> datetime | None:
-        """When the first timer comes due; None when the wheel is empty. Looked for only after something was taken out."""
+        """When the first timer comes due; None when the wheel is empty."""
         if not self._is_next_known:
             self._next_at, self._is_next_known = self._find_next(), True
         return self._next_at

@@ -60,9 +60,7 @@ async def test_inv2_a_thousand_timers_fire_once_each_over_a_graceful_handover(wo
     """A second replica joins and the first leaves while timers come due: nothing is lost and nothing doubled."""
     peer = world.peer
     ids = [new_id() for _ in range(1000)]
-    await peer.send(
-        *(peer.timer(f"e{n}", START + timedelta(seconds=n), id=timer_id) for n, timer_id in enumerate(ids))
-    )
+    await peer.send(*(peer.timer(f"e{n}", START + timedelta(seconds=n), id=timer_id) for n, timer_id in enumerate(ids)))
     for step in range(20):
         world.clock.advance(timedelta(seconds=50))
         if step == 5:

@@ -164,6 +164,7 @@ async def intake_world(
         world.address = running.address
         world.channel = await stack.enter_async_context(connect(running.address))
         world.stub = intake_pb2_grpc.IntakeServiceStub(world.channel)
+        await _warm_up(world, peers_run=peers_run)
         yield world
 
 
@@ -184,6 +185,20 @@ async def _peer(name: str, open_database: OpenDatabase, bus: Bus) -> Peer:
     return peer
 
 
+async def _warm_up(world: IntakeWorld, *, peers_run: bool) -> None:
+    """Send a frame over every link: what starts late must neither slow a test down nor be cancelled half made."""
+    await world.scheduler.send(link_pb2.Entry(tenant="nobody", request_due=link_pb2.RequestDue(request_id=bytes(16))))
+    if peers_run:
+        entry = link_pb2.Entry(tenant="nobody")
+        frames, _ = world.sender.pack([Addressed(receiver=one, entry=entry) for one in ("scheduler", "digest")])
+        async with world.db.transaction() as tx:
+            await world.sender.insert(tx, frames)
+        await world.sender.wait(frames, timedelta(seconds=10))
+        for peer in (world.scheduler, world.digest):
+            peer.entries.clear()
+            peer.partitions.clear()
+
+
 @asynccontextmanager
 async def _running(loops: Sequence[Any]) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(one) for one in loops]
@@ -191,10 +206,8 @@ async def _running(loops: Sequence[Any]) -> AsyncIterator[None]:
         yield
     finally:
         for task in reversed(tasks):
-            # Again and again: asyncio.wait_for of Python 3.11, inside of nats-py, can swallow a cancellation.
-            while not task.done():
-                task.cancel()
-                await asyncio.wait([task], timeout=0.2)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def content(**more: Any) -> timer_pb2.NotificationContent:

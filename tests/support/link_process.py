@@ -36,6 +36,7 @@ import uvloop
 from carillon.link.v1 import link_pb2
 from pydantic import SecretStr
 
+from libs.errors import Unavailable
 from libs.jetstream import Bus
 from libs.links.frames import Addressed, OutgoingFrame, stream_name
 from libs.links.receiver import Applied, IncomingFrame, Receiver
@@ -111,6 +112,11 @@ class Fate:
         self._die_at = die_at
         self._left = die_on
 
+    @property
+    def is_mortal(self) -> bool:
+        """Whether there is a step that kills."""
+        return bool(self._die_at)
+
     def reach(self, step: str) -> None:
         """Maybe the end."""
         if step == self._die_at:
@@ -181,7 +187,8 @@ class MortalBus:
 
     async def _round_trip(self) -> None:
         """What was sent before has left the client's buffer and been read by the server."""
-        await self._bus.restore_stream(stream_name(RECEIVER))
+        if self._fate.is_mortal:
+            await self._bus.restore_stream(stream_name(RECEIVER))
 
 
 async def send(options: dict[str, Any], db: Database, bus: MortalBus, fate: Fate) -> None:
@@ -198,10 +205,17 @@ async def send(options: dict[str, Any], db: Database, bus: MortalBus, fate: Fate
     writing = MortalDatabase(db, fate, before="before commit", after="after commit", counts=lambda: True)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(sender.run())
-        next_number = await scalar(db, "SELECT coalesce(max(n) + 1, 0) FROM sent")
-        for first in range(next_number, options["count"], options["per_frame"]):
-            numbers = range(first, min(first + options["per_frame"], options["count"]))
-            sender.publish(await commit_numbers(cast(Database, writing), sender, numbers))
+        first = 0
+        while first < options["count"]:
+            try:
+                # What the last process committed, or this one without knowing, is not sent again.
+                first = await scalar(db, "SELECT coalesce(max(n) + 1, 0) FROM sent")
+                while first < options["count"]:
+                    numbers = range(first, min(first + options["per_frame"], options["count"]))
+                    sender.publish(await commit_numbers(cast(Database, writing), sender, numbers))
+                    first = numbers.stop
+            except Unavailable:
+                await asyncio.sleep(0.05)  # Postgres is away.
 
 
 async def receive(db: Database, bus: MortalBus, fate: Fate) -> None:
@@ -230,7 +244,9 @@ async def main(options: dict[str, Any]) -> None:
     fate = Fate(options.get("die_at", ""), options.get("die_on", 1))
     postgres = PostgresSettings(url=SecretStr(options["postgres_url"]))
     db = await Database.connect(postgres, SENDER if role == "sender" else RECEIVER)
-    bus = MortalBus(await Bus.connect(NatsSettings(url=(options["nats_url"],)), role), fate)
+    # What JetStream lost without closing the connection, as with a deleted stream, is waited for this long.
+    nats = NatsSettings(url=(options["nats_url"],), publish_timeout=timedelta(seconds=1))
+    bus = MortalBus(await Bus.connect(nats, role), fate)
     if role == "sender":
         await send(options, db, bus, fate)
     else:

@@ -10,13 +10,14 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import MetaData
 
+from libs.errors import Unavailable
 from libs.jetstream import Bus
 from libs.links.frames import OutgoingFrame
 from libs.links.receiver import Apply, Receiver
@@ -43,11 +44,13 @@ async def create_tables(sender_db: Database, receiver_db: Database) -> None:
 
 
 async def until(condition: Callable[[], Awaitable[Found]], *, timeout_s: float = 20) -> Found:
-    """Look until the condition holds; TimeoutError when it does not in time."""
+    """Look until the condition holds, over restarts of Postgres; TimeoutError when it does not in time."""
     async with asyncio.timeout(timeout_s):
-        while not (found := await condition()):  # noqa: ASYNC110 — other processes set no event of ours.
+        while True:
+            with suppress(Unavailable):
+                if found := await condition():
+                    return found
             await asyncio.sleep(0.02)
-    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,10 @@ class LinkWorld:
         """How often each number was applied."""
         async with self.receiver_db.read() as tx:
             return dict(await (await tx.raw.execute("SELECT n, times FROM applied")).fetchall())
+
+    async def applied_numbers(self) -> int:
+        """How many numbers were applied so far."""
+        return int(await scalar(self.receiver_db, "SELECT count(*) FROM applied"))
 
     async def dead(self) -> int:
         """Frames put aside."""

@@ -10,25 +10,27 @@ from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
 
+from carillon.link.v1 import link_pb2
+from carillon.scheduler.v1 import scheduler_pb2_grpc, timer_pb2
+from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from sqlalchemy import MetaData
 
 import services.scheduler
-from carillon.link.v1 import link_pb2
-from carillon.scheduler.v1 import timer_pb2
 from libs import migrations
 from libs.ids import new_id
-from libs.jetstream import Bus
 from libs.links.frames import Addressed
 from libs.links.receiver import Applied, IncomingFrame, Receiver
 from libs.links.schema import add_link_tables
 from libs.links.sender import Sender
 from libs.postgres import Database, Transaction
+from libs.rpc import build_server
+from libs.rpc_client import connect
 from libs.service import Runtime, Service
-from libs.settings import LinkSettings, PostgresSettings
+from libs.settings import AuthSettings, GrpcSettings, LinkSettings, PostgresSettings
 from libs.sharding import shard_of
 from libs.wire import to_timestamp
-from services.scheduler.app import build
+from services.scheduler.app import RECEIVERS, build
 from services.scheduler.settings import SchedulerSettings
 from tests.support.clock import ManualClock
 from tests.support.fixtures import OpenBus, OpenDatabase
@@ -48,6 +50,7 @@ class Peer:
     notifications: list[link_pb2.Notification] = field(default_factory=list)
     has_news: asyncio.Condition = field(default_factory=asyncio.Condition)
     sequence: int = 0
+    arrived_at: list[datetime] = field(default_factory=list)
 
     def timer(self, entity: str, due_at: datetime, *, text: str = "{}", **more: Any) -> link_pb2.Entry:
         """A one-shot timer that notifies."""
@@ -66,9 +69,7 @@ class Peer:
     def entry(self, *, sequence: int | None = None, **kind: Any) -> link_pb2.Entry:
         """An entry with the next sequence, or the given one."""
         self.sequence += 1
-        return link_pb2.Entry(
-            tenant=self.tenant, sequence=self.sequence if sequence is None else sequence, **kind
-        )
+        return link_pb2.Entry(tenant=self.tenant, sequence=self.sequence if sequence is None else sequence, **kind)
 
     def cancel(self, entity: str, *, sequence: int | None = None, **selector: Any) -> link_pb2.Entry:
         """A cancel by entity."""
@@ -107,6 +108,7 @@ class Peer:
         async with self.has_news:
             for one in frames:
                 self.notifications += [entry.notification for entry in one.frame.entries]
+                self.arrived_at += [datetime.now(UTC)] * len(one.frame.entries)
             self.has_news.notify_all()
         return Applied()
 
@@ -119,9 +121,10 @@ def _entity_of(entry: link_pb2.Entry) -> str:
 class SchedulerWorld:
     """Replicas, a peer, a clock that jumps."""
 
-    def __init__(self, url: str, open_database: OpenDatabase, open_bus: OpenBus) -> None:
+    def __init__(self, url: str, open_database: OpenDatabase, open_bus: OpenBus, nats_url: str | None = None) -> None:
         self.clock = ManualClock(START)
         self._url = url
+        self._nats_url = nats_url
         self._open_database = open_database
         self._open_bus = open_bus
         self.peer: Peer
@@ -136,16 +139,14 @@ class SchedulerWorld:
             "scheduler",
             Path(services.scheduler.__file__).parent / "migrations",
         )
-        self.db = await self._open_database("scheduler")
-        db = await self._open_database("digest")
+        self.db = await self._open_database("scheduler", self._url)
+        db = await self._open_database("digest", self._url)
         links = MetaData()
         add_link_tables(links)
         async with db.engine.begin() as conn:
             await conn.run_sync(links.create_all)
-        bus = await self._open_bus("peer")
-        sender = Sender(
-            db=db, bus=bus, service="digest", replica="peer", receivers=["scheduler"], settings=LINKS
-        )
+        bus = await self._open_bus("peer", self._nats_url)
+        sender = Sender(db=db, bus=bus, service="digest", replica="peer", receivers=["scheduler"], settings=LINKS)
         self.peer = Peer(db=db, sender=sender)
         receiver = Receiver(
             db=db, bus=bus, service="digest", apply=self.peer.apply, publish=sender.publish, settings=LINKS
@@ -154,10 +155,8 @@ class SchedulerWorld:
 
     async def start(self, replica: str, **settings: object) -> None:
         """Start a replica."""
-        db, bus = await self._open_database("scheduler"), await self._open_bus(replica)
-        sender = Sender(
-            db=db, bus=bus, service="scheduler", replica=replica, receivers=["digest"], settings=LINKS
-        )
+        db, bus = await self._open_database("scheduler", self._url), await self._open_bus(replica, self._nats_url)
+        sender = Sender(db=db, bus=bus, service="scheduler", replica=replica, receivers=RECEIVERS, settings=LINKS)
         runtime = Runtime(
             service="scheduler",
             replica=replica,
@@ -180,12 +179,36 @@ class SchedulerWorld:
         _, tasks = self.replicas.pop(replica)
         for task in reversed(tasks):
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            while not task.done():
+                await asyncio.wait([task], timeout=1)
+                for lost in asyncio.all_tasks():
+                    if lost.cancelling():  # `asyncio.wait_for` loses a cancellation now and then, before 3.12.
+                        lost.cancel()
 
     async def holders(self) -> dict[int, str | None]:
         """Who holds which shard."""
         async with self.db.read() as tx:
             return dict(await (await tx.raw.execute("SELECT shard, holder FROM shard")).fetchall())
+
+    async def until_held(self, *replicas: str, timeout: float = 15) -> dict[int, str]:
+        """Wait until all shards are held, by exactly these replicas (or those whose names contain these words)."""
+        async with asyncio.timeout(timeout):
+            while True:
+                held = {shard: holder for shard, holder in (await self.holders()).items() if holder is not None}
+                names = {next((one for one in replicas if one in holder), holder) for holder in held.values()}
+                if len(held) == SHARDS and names == set(replicas):
+                    return held
+                await asyncio.sleep(0.02)
+
+    @asynccontextmanager
+    async def stub(self, tenant: str = "acme") -> AsyncIterator[Any]:
+        """A client of the first replica's gRPC API."""
+        service, _ = next(one for name, one in self.replicas.items() if name != "peer")
+        server = build_server(
+            GrpcSettings(), auth=AuthSettings(), servicers=service.servicers, registry=CollectorRegistry()
+        )
+        async with server, connect(server.address, tenant=tenant) as channel:
+            yield scheduler_pb2_grpc.SchedulerServiceStub(channel)
 
     async def stored(self, timer_id: UUID) -> tuple[Any, ...] | None:
         """(state, note) of a timer."""
@@ -196,10 +219,10 @@ class SchedulerWorld:
 
 @asynccontextmanager
 async def scheduler_world(
-    url: str, open_database: OpenDatabase, open_bus: OpenBus
+    url: str, open_database: OpenDatabase, open_bus: OpenBus, nats_url: str | None = None
 ) -> AsyncIterator[SchedulerWorld]:
     """A world with a peer and no replica yet; everything is stopped at the end."""
-    world = SchedulerWorld(url, open_database, open_bus)
+    world = SchedulerWorld(url, open_database, open_bus, nats_url)
     async with AsyncExitStack() as stack:
         await world.start_peer()
 

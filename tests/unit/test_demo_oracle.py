@@ -116,7 +116,7 @@ def test_request_nobody_can_take_is_refused(tmp_path: Path) -> None:
 
 def _trial(*, flights: int, to_base_at: str | None = None) -> list[str]:
     first = [f"2013-07-0{1 + n}T16:00:00Z,UA,{n},N1,EWR,LAX,0,0" for n in range(flights)]
-    return [*first, *([f"{to_base_at},UA,99,N1,EWR,ORD,0,0"] if to_base_at else [])]
+    return [*first, *([f"{to_base_at},UA,99,N1,EWR,DEN,0,0"] if to_base_at else [])]
 
 
 def test_busy_aircraft_gets_all_three_steps(tmp_path: Path) -> None:

@@ -32,9 +32,11 @@ CREATE INDEX timer_run ON timer (run_id) WHERE run_id IS NOT NULL;
 
 CREATE TABLE tombstone (
     tenant text NOT NULL, entity text NOT NULL, sequence bigint NOT NULL, shard integer NOT NULL,
-    origin text NOT NULL, type text NOT NULL, ids jsonb NOT NULL, timeline text NOT NULL, cause text NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp(), PRIMARY KEY (tenant, entity, sequence));
+    origin text NOT NULL, type text NOT NULL, ids uuid[] NOT NULL, timeline text NOT NULL, cause text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp());
+CREATE INDEX tombstone_entity ON tombstone (tenant, entity);
 CREATE INDEX tombstone_shard ON tombstone (shard, origin, sequence);
+CREATE INDEX tombstone_age ON tombstone USING brin (created_at);
 
 CREATE TABLE facts (
     tenant text NOT NULL, entity text NOT NULL, shard integer NOT NULL, facts jsonb NOT NULL,

@@ -1,11 +1,13 @@
 """A dispatcher for tests: real Postgres, real loops and stream, and frames that stay in the outbox to be looked at."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from carillon.link.v1 import link_pb2
@@ -19,6 +21,7 @@ from libs.links.sender import Sender
 from libs.postgres import Database, Transaction
 from libs.settings import LinkSettings, PostgresSettings
 from libs.wire import to_timestamp
+from local.servers import create_database, drop_database
 from services.dispatcher.app import policy_of, room_of
 from services.dispatcher.delivery import Channel, Letter, Result, Sent, State
 from services.dispatcher.loops import SendingLoop
@@ -28,7 +31,6 @@ from services.dispatcher.settings import DispatchSettings
 from services.dispatcher.store_deliveries import DeliveryStore
 from services.dispatcher.store_queue import QueueStore
 from services.dispatcher.stream import Outcomes, Stream
-from tests.support.fixtures import OpenDatabase
 
 NOON = datetime(2013, 7, 4, 12, tzinfo=UTC)
 MIGRATIONS = Path(__file__).resolve().parents[2] / "services" / "dispatcher" / "migrations"
@@ -133,7 +135,7 @@ class Rig:
         self.queue = QueueStore()
         self.deliveries = DeliveryStore()
         self.wakes: list[Callable[[], None]] = []
-        self.stream = Stream(deliveries=self.deliveries, clock=self.clock, on_work=self._wake)
+        self.stream = Stream(deliveries=self.deliveries, clock=self.clock, on_work=self.wake)
 
     def outcomes(self) -> WatchedOutcomes:
         sender = Sender(
@@ -234,7 +236,8 @@ class Rig:
         assert row is not None
         return int(row[0])
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Tell every running loop."""
         for wake in self.wakes:
             wake()
 
@@ -255,8 +258,27 @@ def id_of(name: str) -> UUID:
     return derived_id("test-delivery", name)
 
 
-async def open_rig(open_database: OpenDatabase, postgres_url: str) -> Rig:
-    """A rig on a migrated schema of the test's own database."""
-    settings = PostgresSettings(url=SecretStr(postgres_url))
-    await asyncio.to_thread(migrations.upgrade, settings, "dispatcher", MIGRATIONS)
-    return Rig(await open_database("dispatcher"))
+@contextmanager
+def migrated_database(server_url: str) -> Iterator[str]:
+    """A new database with the dispatcher's schema, copied from one that is migrated once a run; dropped in the end."""
+    with _a_name(server_url) as url:
+        create_database(url, template=_template(server_url))
+        yield url
+
+
+@cache
+def _template(server_url: str) -> str:
+    url = urlsplit(server_url)._replace(path="/test_dispatcher_template").geturl()
+    drop_database(url)
+    create_database(url)
+    migrations.upgrade(PostgresSettings(url=SecretStr(url)), "dispatcher", MIGRATIONS)
+    return "test_dispatcher_template"
+
+
+@contextmanager
+def _a_name(server_url: str) -> Iterator[str]:
+    url = urlsplit(server_url)._replace(path=f"/test_{new_id().hex}").geturl()
+    try:
+        yield url
+    finally:
+        drop_database(url)

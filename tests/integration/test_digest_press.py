@@ -1,0 +1,87 @@
+"""The rendering process: what a hostile template can do to it, and what it cannot do to others."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from services.digest.loops_press import Press
+from services.digest.rendering import BadTemplate
+from services.digest.rendering_jobs import Job, Line, Source
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+JOB = Job(
+    id="fine",
+    is_alone=False,
+    format="text",
+    style="summary",
+    subscriber="ann",
+    zone="UTC",
+    locale="en",
+    cadence="daily",
+    cadence_name="Daily",
+    closed_at="2026-07-10T12:00:00+00:00",
+    lines=[Line("id", "t", "T", "E", "", "2026-07-09T12:15:00+00:00", "{}")],
+)
+
+
+def press() -> Press:
+    """With half a second per job."""
+    return Press(time_limit=timedelta(seconds=0.5), memory_bytes=512 << 20)
+
+
+def with_item(one_id: str, body: str) -> Job:
+    """The same job with a template of the tenant's own."""
+    return replace(JOB, id=one_id, templates={"item/text/t": Source(one_id, "", body)})
+
+
+async def test_an_endless_template_is_stopped_and_everybody_is_rendered() -> None:
+    """The ones before and after are untouched; its own message is written by the built-in template, and says why."""
+    async with press() as one:
+        results = await one.render([JOB, with_item("endless", ENDLESS), with_item("good", "mine"), JOB])
+    assert [result.id for result in results] == ["fine", "endless", "good", "fine"]
+    assert [len(result.parts) for result in results] == [1, 1, 1, 1]
+    assert [bool(result.error) for result in results] == [False, True, False, False]
+    assert "template endless: took longer than" in results[1].error
+    assert results[1].parts == results[0].parts
+    assert "mine" in results[2].parts[0].text
+
+
+async def test_a_template_that_jammed_is_not_tried_again() -> None:
+    """Quarantined by its text: the second time costs nothing, and a mended template is free again."""
+    async with press() as one:
+        await one.render([with_item("t", ENDLESS)])
+        process = one._process
+        (result,) = await one.render([with_item("t", ENDLESS)])
+        (mended,) = await one.render([with_item("t", "mended")])
+        assert process is None or one._process is process
+    assert "took longer than" in result.error
+    assert "mended" in mended.parts[0].text
+
+
+async def test_a_template_that_wants_gigabytes_meets_the_limit() -> None:
+    """It fails, or dies with its process; the message goes out either way."""
+    async with press() as one:
+        results = await one.render([with_item("huge", "{{ 'x' * 10 ** 11 }}"), JOB])
+    assert [len(result.parts) for result in results] == [1, 1]
+    assert results[0].error != ""
+
+
+async def test_a_process_that_was_killed_is_replaced() -> None:
+    """Between two calls: the next one starts another."""
+    async with press() as one:
+        await one.render([JOB])
+        assert one._process is not None
+        one._process.kill()
+        await one._process.wait()
+        (result,) = await one.render([JOB])
+    assert len(result.parts) == 1
+
+
+async def test_templates_are_checked_in_the_process() -> None:
+    """Compiling is bounded like rendering; what is wrong comes back with its line."""
+    async with press() as one:
+        await one.check(Source("t", "{{ item.title }}", "{{ 'x' * 10 ** 11 }}"), is_html=True)
+        with pytest.raises(BadTemplate) as caught:
+            await one.check(Source("t", "", "a\n{% if %}"), is_html=True)
+    assert caught.value.line == 2

@@ -1,0 +1,179 @@
+"""Several replicas: who holds the shards, and what happens when one joins, leaves, dies or stands still."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from libs.ids import new_id
+from libs.wire import from_timestamp
+from services.scheduler import metrics
+from services.scheduler.store import TurnStore
+from services.scheduler.store_leases import LeaseStore
+from tests.support.fixtures import OpenBus, OpenDatabase
+from tests.support.scheduler_process import SchedulerProcess
+from tests.support.scheduler_world import SHARDS, START, SchedulerWorld, scheduler_world
+
+TTL = timedelta(seconds=2)
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+async def world(postgres_url: str, open_database: OpenDatabase, open_bus: OpenBus) -> AsyncIterator[SchedulerWorld]:
+    """A world without a replica."""
+    async with scheduler_world(postgres_url, open_database, open_bus) as it:
+        yield it
+
+
+async def epochs(world: SchedulerWorld) -> dict[int, int]:
+    """The epoch of each shard."""
+    async with world.db.read() as tx:
+        return dict(await (await tx.raw.execute("SELECT shard, epoch FROM shard")).fetchall())
+
+
+async def test_a_replica_that_joins_takes_its_share_and_moves_no_other_shard(world: SchedulerWorld) -> None:
+    """Two replicas share; what the first keeps, it keeps under its epoch."""
+    await world.start("a")
+    before = await world.until_held("a")
+    epochs_before = await epochs(world)
+    await world.start("b")
+    after = await world.until_held("a", "b")
+    epochs_after = await epochs(world)
+    moved = {shard for shard in before if before[shard] != after[shard]}
+    assert {shard for shard in before if epochs_before[shard] != epochs_after[shard]} == moved
+    assert 0 < len(moved) < SHARDS
+
+
+async def test_a_replica_that_leaves_hands_over_within_a_moment(world: SchedulerWorld) -> None:
+    """The leases would run for a minute; the successor has the shards, and fires, well within a second."""
+    ttl = timedelta(minutes=1)
+    await world.start("a", lease_ttl=ttl)
+    await world.until_held("a")
+    await world.start("b", lease_ttl=ttl)
+    await world.until_held("a", "b")
+    await world.peer.send(*(world.peer.timer(f"e{n}", START + MINUTE) for n in range(20)))
+    loop = asyncio.get_running_loop()
+    await world.stop("a")
+    left_s = loop.time()
+    await world.until_held("b", timeout=5)
+    assert loop.time() - left_s < 0.5
+    world.clock.advance(MINUTE)
+    assert len(await world.peer.received(20, timeout=5)) == 20
+
+
+async def test_inv3_a_former_owner_changes_nothing_under_its_old_epoch(world: SchedulerWorld) -> None:
+    """The shard is taken over from under a replica; its turn writes nothing, and is counted."""
+    await world.start("a", lease_ttl=timedelta(minutes=5))
+    await world.until_held("a")
+    await world.peer.send(*(world.peer.timer(f"e{n}", START + MINUTE) for n in range(20)))
+    began_at = datetime.now(UTC)
+    async with world.db.transaction() as tx:
+        await tx.raw.execute(
+            "UPDATE shard SET epoch = epoch + 1, holder = 'z', lease_until = clock_timestamp() + interval '2 s'"
+        )
+    fenced = metrics.FENCED._value.get()
+    world.clock.advance(MINUTE)
+    # When z's leases have run out, the timers fire after all, once.
+    assert len(await world.peer.received(20)) == 20
+    assert metrics.FENCED._value.get() > fenced
+    assert world.peer.arrived_at[0] - began_at > 1.9 * SECOND
+
+
+async def test_inv3_the_fence_holds_until_the_transaction_ends(world: SchedulerWorld) -> None:
+    """While a turn is open nobody takes its shard, however old the lease; the others are taken all the same."""
+    store = LeaseStore(world.db, replica="b", ttl=SECOND)
+    await store.ensure_shards(SHARDS)
+    async with world.db.transaction() as tx:
+        held = await TurnStore().fence(tx, {1: 0, 2: 7}, longest_pause=SECOND)
+        assert held == {1}
+        assert {grant.shard for grant in await store.take(range(SHARDS))} == {0, 2, 3}
+    assert {grant.shard for grant in await store.take([1])} == {1}
+
+
+async def test_a_replica_goes_on_after_a_moment_without_trust(world: SchedulerWorld) -> None:
+    """It stands still while it cannot renew; when nobody took its shards, it keeps epochs and timers."""
+    await world.start("a")
+    await world.until_held("a")
+    before = await epochs(world)
+    await world.peer.send(world.peer.timer("e", START + MINUTE))
+    async with world.db.transaction() as tx:
+        await tx.raw.execute("LOCK TABLE member")  # No renewal ends while this is held.
+        await asyncio.sleep(1.2)  # Longer than the lease: what is tested is the passing of real time.
+        world.clock.advance(MINUTE)
+        await asyncio.sleep(0.1)
+        assert world.peer.notifications == []
+    assert len(await world.peer.received(1)) == 1
+    assert await epochs(world) == before
+
+
+@pytest.fixture
+def processes(tmp_path: Path, postgres_url: str, nats_url: str) -> Iterator[list[SchedulerProcess]]:
+    """Two replicas as processes, not yet started."""
+    both = [
+        SchedulerProcess(name, tmp_path, url=postgres_url, nats_url=nats_url, shards=SHARDS, ttl=TTL) for name in "ab"
+    ]
+    yield both
+    for one in both:
+        one.kill()
+
+
+async def _start(world: SchedulerWorld, processes: list[SchedulerProcess]) -> None:
+    for one in processes:
+        one.start()
+    for one in processes:
+        await asyncio.to_thread(one.wait_until, one.is_ready, timeout_s=30)
+    await world.until_held(*(one.word for one in processes))
+
+
+async def _schedule_a_stream(world: SchedulerWorld, *, count: int, every: timedelta) -> list[bytes]:
+    """`count` timers on the real clock, from a moment from now."""
+    begin = datetime.now(UTC) + 0.5 * SECOND
+    ids = [new_id() for _ in range(count)]
+    await world.peer.send(
+        *(world.peer.timer(f"e{n}", begin + n * every, id=timer_id) for n, timer_id in enumerate(ids))
+    )
+    return [timer_id.bytes for timer_id in ids]
+
+
+def _most_late(world: SchedulerWorld) -> timedelta:
+    pairs = zip(world.peer.notifications, world.peer.arrived_at, strict=True)
+    return max(arrived_at - from_timestamp(one.occur_time) for one, arrived_at in pairs)
+
+
+async def test_inv2_a_killed_replica_is_succeeded_within_its_ttl(
+    world: SchedulerWorld, processes: list[SchedulerProcess]
+) -> None:
+    """Kill -9 of one of two, under a stream of timers: each fires once, none later than TTL + 1 s."""
+    await _start(world, processes)
+    ids = await _schedule_a_stream(world, count=500, every=timedelta(milliseconds=10))
+    await world.peer.received(100)
+    processes[0].kill()
+    got = await world.peer.received(500, timeout=20)
+    assert Counter(one.timer_id for one in got) == Counter(ids)
+    assert _most_late(world) < TTL + SECOND
+    assert set((await world.holders()).values()) == set((await world.until_held(processes[1].word)).values())
+
+
+async def test_inv3_a_replica_paused_for_three_leases_changes_nothing_afterwards(
+    world: SchedulerWorld, processes: list[SchedulerProcess]
+) -> None:
+    """SIGSTOP, SIGCONT: its shards had passed to the other one; it notices, counts it, and every timer fires once."""
+    await _start(world, processes)
+    ids = await _schedule_a_stream(world, count=900, every=timedelta(milliseconds=10))
+    await world.peer.received(100)
+    processes[0].signal(signal.SIGSTOP)
+    held = await world.until_held(processes[1].word)
+    await world.peer.received(600, timeout=20)
+    await asyncio.sleep(max(0.0, 3 * TTL.total_seconds() - 5))
+    processes[0].signal(signal.SIGCONT)
+    got = await world.peer.received(900, timeout=20)
+    await world.until_held(*(one.word for one in processes))
+    assert Counter(one.timer_id for one in got) == Counter(ids)
+    assert _most_late(world) < TTL + SECOND
+    assert len(set(held.values())) == 1
+    assert processes[0].metric("carillon_scheduler_fenced_writes_total") >= 1

@@ -1,0 +1,143 @@
+"""libs.links.frames: packing and parsing."""
+
+from uuid import UUID, uuid4
+
+import pytest
+from carillon.link.v1 import link_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from libs.ids import new_id
+from libs.links.frames import (
+    MAX_FRAME_BYTES,
+    MAX_FRAME_ENTRIES,
+    Addressed,
+    BadFrame,
+    OutgoingFrame,
+    all_subjects,
+    pack,
+    parse_frame,
+    receipt_subject,
+    stream_name,
+    subject_of,
+)
+
+
+def entry(number: int, size_bytes: int = 0) -> link_pb2.Entry:
+    """An entry that can be told apart."""
+    return link_pb2.Entry(tenant="x" * size_bytes, sequence=number)
+
+
+def entries_of(frame: OutgoingFrame) -> list[int]:
+    """What the receiver will read."""
+    _, message = parse_frame(frame.payload, receiver=frame.receiver)
+    return [one.sequence for one in message.entries]
+
+
+def test_nothing_packs_to_nothing() -> None:
+    """No empty frames."""
+    assert pack("intake", [], {}) == ([], [])
+
+
+def test_entries_to_one_place_share_a_frame() -> None:
+    """In their order, whatever was between them."""
+    addressed = [
+        Addressed(receiver="digest", entry=entry(1)),
+        Addressed(receiver="scheduler", partition=7, entry=entry(2)),
+        Addressed(receiver="digest", entry=entry(3)),
+        Addressed(receiver="scheduler", partition=8, entry=entry(4)),
+    ]
+    frames, _ = pack("intake", addressed, {"traceparent": "00-1"})
+    assert [(one.receiver, one.partition, entries_of(one)) for one in frames] == [
+        ("digest", 0, [1, 3]),
+        ("scheduler", 7, [2]),
+        ("scheduler", 8, [4]),
+    ]
+    assert all(one.headers == {"traceparent": "00-1"} for one in frames)
+
+
+def test_a_frame_holds_a_thousand_entries() -> None:
+    """The thousand and first travels in the next."""
+    frames, positions = pack("intake", [Addressed(receiver="digest", entry=entry(n)) for n in range(1_001)], {})
+    assert [one.entries for one in frames] == [MAX_FRAME_ENTRIES, 1]
+    assert (positions[1_000].frame_id, positions[1_000].index) == (frames[1].id, 0)
+
+
+def test_a_frame_holds_512_kib() -> None:
+    """Also with entries that each are fine."""
+    addressed = [Addressed(receiver="digest", entry=entry(n, size_bytes=100_000)) for n in range(11)]
+    frames, _ = pack("intake", addressed, {})
+    assert [one.entries for one in frames] == [5, 5, 1]
+    assert all(len(one.payload) <= MAX_FRAME_BYTES + 1_024 for one in frames)
+
+
+def test_an_entry_larger_than_a_frame_has_one_of_its_own() -> None:
+    """It holds up nothing else."""
+    sizes = [10, MAX_FRAME_BYTES + 1, 10]
+    addressed = [Addressed(receiver="digest", entry=entry(n, size)) for n, size in enumerate(sizes)]
+    assert [one.entries for one in pack("intake", addressed, {})[0]] == [1, 1, 1]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["digest", "scheduler"]), st.integers(0, 3), st.sampled_from([0, 90_000])),
+        max_size=40,
+    )
+)
+def test_every_entry_is_found_at_its_position(places: list[tuple[str, int, int]]) -> None:
+    """Receipts answer by frame and index; callers ask by the order in which they gave."""
+    addressed = [
+        Addressed(receiver=receiver, partition=partition, entry=entry(n, size))
+        for n, (receiver, partition, size) in enumerate(places)
+    ]
+    frames, positions = pack("intake", addressed, {})
+    by_id = {one.id: one for one in frames}
+    assert len(by_id) == len(frames)
+    assert [entries_of(by_id[one.frame_id])[one.index] for one in positions] == list(range(len(places)))
+    for (receiver, partition, _), position in zip(places, positions, strict=True):
+        frame = by_id[position.frame_id]
+        assert (frame.receiver, frame.partition) == (receiver, partition)
+    for frame in frames:
+        assert entries_of(frame) == sorted(entries_of(frame))
+
+
+def test_a_frame_is_read_as_it_was_packed() -> None:
+    """Its id is the inbox's key."""
+    (frame,), _ = pack("intake", [Addressed(receiver="scheduler", partition=3, entry=entry(1))], {})
+    frame_id, message = parse_frame(frame.payload, receiver="scheduler")
+    assert frame_id == frame.id
+    assert (message.sender, message.receiver, message.partition) == ("intake", "scheduler", 3)
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"\xff\xff\xff garbage", "not a Frame message"),
+        (b"", "no id"),
+        (link_pb2.Frame(id=b"short", receiver="digest").SerializeToString(), "no id of 16 bytes"),
+        (link_pb2.Frame(id=uuid4().bytes, receiver="digest").SerializeToString(), "not a UUIDv7"),
+        (link_pb2.Frame(id=new_id().bytes, receiver="intake").SerializeToString(), "for 'intake', not for 'digest'"),
+    ],
+)
+def test_what_is_no_frame_for_us_is_refused(payload: bytes, reason: str) -> None:
+    """With a reason that somebody will read in dead_frame."""
+    with pytest.raises(BadFrame, match=reason):
+        parse_frame(payload, receiver="digest")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_frame_or_refused(payload: bytes) -> None:
+    """Nothing else comes out of garbage."""
+    try:
+        frame_id, _ = parse_frame(payload, receiver="digest")
+    except BadFrame:
+        return
+    assert isinstance(frame_id, UUID)
+
+
+def test_names_in_nats_are_fixed() -> None:
+    """Another release must find the same streams."""
+    assert stream_name("digest") == "CARILLON_DIGEST"
+    assert subject_of("scheduler", 12) == "carillon.link.scheduler.12"
+    assert all_subjects("scheduler") == "carillon.link.scheduler.*"
+    assert receipt_subject("intake", "host-1") == "carillon.receipt.intake.host-1"
