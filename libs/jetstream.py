@@ -360,6 +360,9 @@ class Bus:
                 yield
             finally:
                 self._waits.discard(wait)
+        # Before Python 3.12 wait_for, which nats-py uses, loses a cancellation that meets the answer.
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError
 
     def _restore_soon(self) -> None:
         if self._streams and (self._restoring is None or self._restoring.done()):

@@ -233,6 +233,9 @@ def _passing_errors_as_unavailable() -> Iterator[None]:
     try:
         yield
     except Errors as error:
+        # A cancelled query can come back as a lost connection; taken for one, the cancellation would be lost.
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError from error
         if is_transient(error):
             cause = error.orig if isinstance(error, exc.DBAPIError) else error  # Without SQLAlchemy's link to its docs.
             raise Unavailable(f"Postgres cannot do this now: {cause}", reason="POSTGRES_UNAVAILABLE") from error

@@ -68,7 +68,11 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 def _renderer(log_format: LogFormat, stream: TextIO) -> list[Processor]:
     if log_format is LogFormat.CONSOLE or (log_format is LogFormat.AUTO and stream.isatty()):
-        return [structlog.dev.ConsoleRenderer(colors=stream.isatty(), timestamp_key="time")]
+        # Plain tracebacks: the default shows local variables, and with them callers' payloads.
+        plain = structlog.dev.plain_traceback
+        return [
+            structlog.dev.ConsoleRenderer(colors=stream.isatty(), timestamp_key="time", exception_formatter=plain)
+        ]
     return [
         structlog.processors.format_exc_info,
         structlog.processors.EventRenamer("message"),

@@ -1,14 +1,20 @@
 """The press: the parent's side of the process that renders (loops_press_worker.py).
 
-Jobs are written ahead, results are read as they come. When one takes longer than the limit, or the process dies over
-it, the process is killed and started anew; that job's templates are put in quarantine, where the built-in ones stand
-in for them, and everything after it goes on. So a template that never ends costs its tenant its own looks, and
-everybody else one limit.
+Jobs are written ahead, results are read as they come. A job may use so much of the processor's time, not of the
+clock's: a machine that is busy, or a process that was paused, is no template's fault. When a job uses more, its
+process is ended by its own alarm and a new one is started; the job's templates are put in quarantine, where the
+built-in ones stand in for them, and everything after it goes on. So a template that never ends costs its tenant its
+own looks, and everybody else one limit.
+
+A process that dies otherwise (killed, out of memory) is replaced and the job tried again; only one that dies of the
+same job every time is that job's fault. One that is silent for very long is replaced too, and the caller hears of it
+as PressJam: nobody knows whose fault that is, so nobody is blamed, and the caller's transaction is repeated later.
 """
 
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -22,12 +28,22 @@ from services.digest.rendering_jobs import Job, Rendered, Source
 
 _ANSWER_BYTES: Final = 1 << 30
 _START_S: Final = 60.0
+_SILENCE_S: Final = 30.0
 _PER_LINE_S: Final = 0.001  # On top of the limit; the built-in templates need 0.1 ms for an item.
+_TRIES: Final = 3
 _QUARANTINE: Final = 1_000
 
 
 class PressJam(Exception):
-    """The process that renders did not answer, or died."""
+    """The process that renders is silent."""
+
+
+class _Died(Exception):
+    """The process ended over a job; `is_time` when it had used up the job's time."""
+
+    def __init__(self, message: str, *, is_time: bool) -> None:
+        super().__init__(message)
+        self.is_time = is_time
 
 
 class Press:
@@ -47,11 +63,24 @@ class Press:
         await self._kill()
 
     async def render(self, jobs: Sequence[Job]) -> list[Rendered]:
-        """One result per job, in order. A job that cannot be rendered even with built-in templates has no parts."""
+        """One result per job, in order. A job that cannot be rendered even with built-in templates has no parts.
+
+        Raises PressJam when nothing was heard of the process for half a minute.
+        """
         results: list[Rendered] = []
+        deaths = 0
         async with self._lock:
             while len(results) < len(jobs):
-                results += await self._render_until_jam(jobs[len(results) :])
+                done, died = await self._render_until_death(jobs[len(results) :])
+                deaths = 0 if done else deaths
+                results += done
+                if died is None:
+                    continue
+                metrics.PRESS_JAMS.inc()
+                deaths += 1
+                if died.is_time or deaths == _TRIES:
+                    results += self._blame(jobs[len(results)], died)
+                    deaths = 0
         return results
 
     async def check(self, source: Source, *, is_html: bool) -> None:
@@ -63,48 +92,48 @@ class Press:
         if answers[0]["error"]:
             raise BadTemplate(answers[0]["error"], answers[0]["line"], answers[0]["part"])
 
-    async def _render_until_jam(self, jobs: Sequence[Job]) -> list[Rendered]:
-        """Results of the first jobs: all, or up to one that jams. That one is without its templates the next time."""
+    async def _render_until_death(self, jobs: Sequence[Job]) -> tuple[list[Rendered], _Died | None]:
+        """Results of all jobs, or of those before the one over which the process died."""
         allowed = [self._allowed(job) for job in jobs]
-        requests = [
-            {"job": job.to_wire(), "limit_s": self._limit_s + len(job.lines) * _PER_LINE_S} for job, _ in allowed
-        ]
-        answers, jam = await self._exchange(requests)
+        requests = [{"job": job.to_wire(), "limit_s": self._limit_of(job)} for job, _ in allowed]
+        answers, died = await self._exchange(requests)
         results = []
         for answer, (_, reason) in zip(answers, allowed, strict=False):
             result = Rendered.from_wire(answer)
             results.append(replace(result, error=reason) if reason and not result.error else result)
-        if jam is not None:
-            metrics.PRESS_JAMS.inc()
-            job, _ = allowed[len(results)]
-            if not job.templates:
-                results.append(Rendered(id=job.id, parts=[], error=str(jam)))
-            self._put_in_quarantine(job, jam)
-        return results
+        return results, died
+
+    def _limit_of(self, job: Job) -> float:
+        return self._limit_s + len(job.lines) * _PER_LINE_S
+
+    def _blame(self, job: Job, died: _Died) -> list[Rendered]:
+        """The result of a job that cannot be rendered; none yet for one that will be tried without its templates."""
+        allowed, _ = self._allowed(job)
+        if not allowed.templates:
+            return [Rendered(id=job.id, parts=[], error=str(died))]
+        for source in allowed.templates.values():
+            self._quarantine[source] = f"template {source.name}: {died}"
+            while len(self._quarantine) > _QUARANTINE:
+                self._quarantine.popitem(last=False)
+        return []
 
     def _allowed(self, job: Job) -> tuple[Job, str]:
         """The job without templates where one of them is in quarantine, and why."""
         reason = next((self._quarantine[one] for one in job.templates.values() if one in self._quarantine), "")
         return (replace(job, templates={}), reason) if reason else (job, "")
 
-    def _put_in_quarantine(self, job: Job, jam: PressJam) -> None:
-        for source in job.templates.values():
-            self._quarantine[source] = f"template {source.name}: {jam}"
-            while len(self._quarantine) > _QUARANTINE:
-                self._quarantine.popitem(last=False)
-
-    async def _exchange(self, requests: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], PressJam | None]:
-        """Answers in order: to all, or to those before the one that jammed. After a jam the process is gone."""
+    async def _exchange(self, requests: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], _Died | None]:
+        """Answers in order: to all, or to those before the one over which the process died."""
         process = await self._running()
         writing = asyncio.create_task(_write(process, requests))
         answers: list[dict[str, Any]] = []
         is_whole = False
         try:
-            for request in requests:
-                answers.append(await _read(process, request["limit_s"]))  # noqa: PERF401 - those before a jam count.
+            while len(answers) < len(requests):
+                answers.append(await _read(process, _SILENCE_S + requests[len(answers)]["limit_s"]))
             is_whole = True
-        except PressJam as jam:
-            return answers, jam
+        except EOFError:
+            return answers, _died(await process.wait(), requests[len(answers)]["limit_s"])
         finally:
             if not is_whole:
                 await self._kill()
@@ -120,8 +149,15 @@ class Press:
                 limit=_ANSWER_BYTES,
                 env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # Without our secrets.
             )
-            await _read(self._process, _START_S)
+            await self._started(self._process)
         return self._process
+
+    async def _started(self, process: asyncio.subprocess.Process) -> None:
+        try:
+            await _read(process, _START_S)
+        except (EOFError, PressJam) as err:
+            await self._kill()
+            raise PressJam("The process that renders does not start.") from err
 
     async def _kill(self) -> None:
         process, self._process = self._process, None
@@ -137,14 +173,21 @@ async def _write(process: asyncio.subprocess.Process, requests: Sequence[Mapping
         await process.stdin.drain()
 
 
-async def _read(process: asyncio.subprocess.Process, limit_s: float) -> dict[str, Any]:
+async def _read(process: asyncio.subprocess.Process, seconds: float) -> dict[str, Any]:
+    """The next answer; raises EOFError when the process has ended and PressJam when it says nothing."""
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(seconds):
             line = await process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line)
     except TimeoutError as err:
-        raise PressJam(f"took longer than {limit_s:g} s") from err
-    except ValueError as err:
-        raise PressJam("took more memory than it may, or crashed") from err
+        raise PressJam(f"The process that renders has said nothing for {seconds:g} s.") from err
+    if not line.endswith(b"\n"):
+        raise EOFError
+    answer: dict[str, Any] = json.loads(line)
     return answer
+
+
+def _died(status: int, limit_s: float) -> _Died:
+    if status == -signal.SIGPROF:
+        return _Died(f"took longer than {limit_s:g} s", is_time=True)
+    return _Died(f"took more memory than it may, or crashed (status {status})", is_time=False)

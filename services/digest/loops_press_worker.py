@@ -2,7 +2,7 @@
 
 A process of its own, because a template is a program of somebody else's: a loop without end is ended by killing it,
 and a gigabyte of output meets the limit set here before it meets the service's memory. It holds no connection and no
-secret. Its parent kills it when a request takes too long; should the parent be gone, the alarm does.
+secret. Each request has so much processor time, after which the alarm ends the process, whatever it is doing.
 """
 
 import json
@@ -14,8 +14,6 @@ from typing import Any
 from services.digest.rendering import BadTemplate, check_template, render
 from services.digest.rendering_jobs import Job, Source
 
-_GRACE_S = 1.0
-
 
 def main(memory_bytes: int) -> None:
     """Answer until the input ends."""
@@ -24,9 +22,9 @@ def main(memory_bytes: int) -> None:
     _say({"is_ready": True})
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, request["limit_s"] + _GRACE_S)
+        signal.setitimer(signal.ITIMER_PROF, request["limit_s"])  # SIGPROF is not handled, so it ends the process.
         _say(_answer(request))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _say(answer: object) -> None:

@@ -41,8 +41,8 @@ class DigestSettings(Settings):
         2 * _SECOND,
         ge=100 * timedelta(milliseconds=1),
         le=60 * _SECOND,
-        description="How long rendering one digest may take, plus 1 ms per item. Then its rendering process is killed "
-        "and the built-in templates stand in. Below CARILLON_POSTGRES_LOCK_TIMEOUT, because a Cancel may wait for it.",
+        description="Processor time that rendering one digest may take, plus 1 ms per item. Then its rendering process "
+        "is ended and the built-in templates stand in. Below CARILLON_POSTGRES_LOCK_TIMEOUT: a Cancel may wait.",
     )
     render_memory_bytes: int = Field(
         1 << 30,

@@ -15,6 +15,7 @@ is; so after a wake the loop looks again in short, doubling steps before it goes
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from libs.links.frames import OutgoingFrame
 from libs.postgres import Database, Transaction
 from services.dispatcher import metrics
 from services.dispatcher.addresses import destination_of
-from services.dispatcher.delivery import Channel, Reason, Result, Retryable, Sent, State, lane_of
+from services.dispatcher.delivery import LANES, Channel, Reason, Result, Retryable, Sent, State, lane_of
 from services.dispatcher.pipeline import Candidate, Policy, Settlement, conclude, judge
 from services.dispatcher.room import Room
 from services.dispatcher.settings import DispatchSettings
@@ -97,13 +98,16 @@ class SendingLoop:
         self._replica = replica
         self._draw = draw
         self._wake = asyncio.Event()
+        self._has_news = False
         self._is_stopping = False
+        self._short: set[str] = set()  # Lanes in which the last claim may have left some, for want of room.
         self._under_way: dict[Key, Candidate] = {}
         self._sends: set[asyncio.Task[None]] = set()
         self._finished: asyncio.Queue[Settlement] = asyncio.Queue()
 
     def wake(self) -> None:
         """There may be something to send, now or as soon as the transaction that says so has committed."""
+        self._has_news = True
         self._wake.set()
 
     async def run(self) -> None:
@@ -138,11 +142,11 @@ class SendingLoop:
     async def _claim_loop(self) -> None:
         look_s = _FIRST_LOOK_S
         while not self._is_stopping:
-            if self._wake.is_set():
-                self._wake.clear()
-                look_s = _FIRST_LOOK_S
-            if await self._attempt("claim deliveries", self.claim_once()):
-                look_s = _FIRST_LOOK_S
+            self._wake.clear()
+            if self._has_news:
+                self._has_news, look_s = False, _FIRST_LOOK_S
+            claimed = await self._attempt("claim deliveries", self.claim_once())
+            if claimed and self._short & self._room.free().keys():
                 continue
             try:
                 async with asyncio.timeout(look_s):
@@ -153,6 +157,7 @@ class SendingLoop:
     async def claim_once(self) -> int:
         """Claim what is due and start sending it; returns how many deliveries were sent off, or settled unsent."""
         places = self._places()
+        self._short = set(LANES) - places.keys()
         if not places:
             return 0
         letters: list[Candidate] = []
@@ -161,6 +166,8 @@ class SendingLoop:
                 candidates = await self._queue.claimable(tx, places, self._room.full_destinations())
                 if not candidates:
                     return 0
+                found = Counter(lane_of(one.delivery.channel) for one in candidates)
+                self._short |= {lane for lane, count in places.items() if found[lane] >= count}
                 now = self._clock.now()
                 settlements, letters = self._decide(candidates, now)
                 claim_time = self._settings.claim_time
@@ -245,7 +252,8 @@ class SendingLoop:
             for one in batch:
                 self._room.leave(*_place_of(self._under_way.pop((one.tenant, one.delivery_id))))
             metrics.UNDER_WAY.set(len(self._under_way))
-            self._wake.set()
+            if self._short or self._is_stopping:
+                self._wake.set()
 
     async def record_once(self, settlements: Sequence[Settlement]) -> int:
         """Record what became of attempts; returns how many were still this process's to decide."""

@@ -90,7 +90,7 @@ class DispatchSettings(Settings):
         description="Attempts under way to one webhook host and port at once, so that a slow one holds up no other.",
     )
     email_concurrency: int = Field(
-        16, ge=1, le=1_000, description="Mails under way at once, and so connections to the SMTP server, per process."
+        32, ge=1, le=1_000, description="Mails under way at once, and so connections to the SMTP server, per process."
     )
     webhook_concurrency: int = Field(128, ge=1, le=10_000, description="Webhooks under way at once, per process.")
     email_in_doubt: DoubtPolicy = Field(

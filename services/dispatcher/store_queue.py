@@ -18,8 +18,8 @@ from services.dispatcher.pipeline import Candidate, Settlement
 
 Key = tuple[str, UUID]
 
-# statement_timestamp(), because a volatile clock_timestamp() could not be looked up in the index. LIMIT 1 keeps the planner,
-# who cannot know how few rows the queue gives, from reading all of `delivery` into a hash table.
+# statement_timestamp(), because a volatile clock_timestamp() could not be looked up in the index. LIMIT 1 keeps the
+# planner, who cannot know how few rows the queue gives, from reading all of `delivery` into a hash table.
 _CLAIMABLE = """
     SELECT q.tenant, q.delivery_id, q.attempt, d.digest_id, d.subscriber, d.channel, d.address, d.subject,
            d.html, d.text, d.json, d.expires_at, d.attempts, d.budget, d.created_at, d.fresh_since,

@@ -1,5 +1,6 @@
 """The scheduler's gRPC API: questions about timers and shards, and timelines. Reads Postgres, needs no shard."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import islice
@@ -12,7 +13,8 @@ from carillon.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc, timer_pb2
 
 from libs.clock import Clock
 from libs.errors import FieldViolation, InvalidArgument, NotFound, Violations
-from libs.recurrence import BadRule, check_rule, occurrences
+from libs.recurrence import BadRule, Rule, check_rule, occurrences
+from libs.recurrence_cost import check_cost
 from libs.rpc import Servicer, tenant_of
 from libs.wire import (
     check_id,
@@ -27,6 +29,7 @@ from libs.wire import (
 from services.scheduler.explain import explain_timer
 from services.scheduler.queries import Place, ShardSummary, TimerFilter
 from services.scheduler.rpc_messages import (
+    check_recurrence,
     read_steps,
     rule_of,
     shard_message,
@@ -116,17 +119,14 @@ class SchedulerRpc(scheduler_pb2_grpc.SchedulerServiceServicer):
         count = check_number(violations, "count", request.count or 10, least=1, most=1_000)
         now = self._clock.now()
         after = check_instant(violations, "after_time", request.after_time) if request.HasField("after_time") else now
-        for name in ("start_time", "end_time"):
-            if request.recurrence.HasField(name):
-                check_instant(violations, f"recurrence.{name}", getattr(request.recurrence, name))
-        for index, one in enumerate(request.recurrence.exclusions):
-            check_instant(violations, f"recurrence.exclusions[{index}]", one)
+        check_recurrence(violations, "recurrence", request.recurrence)
         violations.raise_if_any()
         assert after is not None
         try:
             rule = rule_of(request.recurrence, min(now, after))
-            check_rule(rule)
-            times = list(islice(occurrences(rule, after), count))
+            check_cost(rule, after)
+            # In a thread: what is cheap enough to answer is still too long for the shards to wait.
+            times = await asyncio.to_thread(_first, rule, after, count)
         except BadRule as err:
             raise InvalidArgument([FieldViolation(f"recurrence.{err.field}", str(err))]) from err
         return scheduler_pb2.PreviewOccurrencesResponse(times=[to_timestamp(at) for at in times])
@@ -204,6 +204,11 @@ class SchedulerRpc(scheduler_pb2_grpc.SchedulerServiceServicer):
 def servicer(*, store: Store, clock: Clock) -> Servicer:
     """The API, ready to be registered."""
     return Servicer(scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, SchedulerRpc(store=store, clock=clock))
+
+
+def _first(rule: Rule, after: datetime, count: int) -> list[datetime]:
+    check_rule(rule)
+    return list(islice(occurrences(rule, after), count))
 
 
 def _states(violations: Violations, values: Sequence[timer_pb2.TimerState.ValueType]) -> frozenset[State]:

@@ -8,10 +8,11 @@ from carillon.scheduler.v1 import scheduler_pb2, timer_pb2
 
 from libs.conditions import BadCondition, compile_condition
 from libs.errors import Violations
-from libs.recurrence import Fold, Gap, Rule
+from libs.recurrence import MAX_RULE_CHARACTERS, MAX_ZONE_CHARACTERS, Fold, Gap, Rule
 from libs.wire import (
     check_count,
     check_duration,
+    check_instant,
     check_number,
     check_text,
     from_timestamp,
@@ -27,6 +28,7 @@ _NAME = r"[a-z0-9._/-]+"
 _STEP_NAME = r"[a-z0-9_-]+"
 _MAX_STEPS = 64
 _MAX_DEPTH = 4
+_MAX_EXCLUSIONS = 366
 _MAX_PAYLOAD_BYTES = 64 * 1024
 
 
@@ -81,6 +83,19 @@ def recurrence_message(recurrence: Recurrence) -> timer_pb2.Recurrence:
     if rule.end is not None:
         message.end_time.CopyFrom(to_timestamp(rule.end))
     return message
+
+
+def check_recurrence(violations: Violations, field: str, message: timer_pb2.Recurrence) -> None:
+    """The bounds of a recurrence's fields; whether its rule can be read shows when it is."""
+    check_text(violations, f"{field}.cron", message.cron, shortest=0, longest=MAX_RULE_CHARACTERS)
+    check_text(violations, f"{field}.rrule", message.rrule, shortest=0, longest=MAX_RULE_CHARACTERS)
+    check_text(violations, f"{field}.zone", message.zone, shortest=0, longest=MAX_ZONE_CHARACTERS)
+    for name in ("start_time", "end_time"):
+        if message.HasField(name):
+            check_instant(violations, f"{field}.{name}", getattr(message, name))
+    check_count(violations, f"{field}.exclusions", message.exclusions, least=0, most=_MAX_EXCLUSIONS)
+    for index, one in enumerate(message.exclusions[:_MAX_EXCLUSIONS]):
+        check_instant(violations, f"{field}.exclusions[{index}]", one)
 
 
 def rule_of(message: timer_pb2.Recurrence, now: datetime) -> Rule:

@@ -72,7 +72,7 @@ class QueryStore:
                 " FROM shard, LATERAL (SELECT count(*) AS pending, count(*) FILTER (WHERE fire_at <= %(now)s) AS due"
                 " FROM (SELECT fire_at FROM timer WHERE timer.shard = shard.shard AND tenant = %(tenant)s"
                 " AND state = %(scheduled)s AND (fire_at, id) > (watermark_at, watermark_id)"
-                " LIMIT %(counted)s) AS some) AS counted ORDER BY shard.shard",
+                " LIMIT %(counted)s) AS waiting) AS counted ORDER BY shard.shard",
                 {"now": now, "tenant": tenant, "scheduled": int(State.SCHEDULED), "counted": _COUNTED},
             )
             rows = await cursor.fetchall()

@@ -267,8 +267,8 @@ async def replica(
     boundaries, alarm = Boundaries(), Alarm()
     digest_settings = DigestSettings(**settings)
     timers = Timers(sender=sender, windows=store_windows, shards=SHARDS)
-    limits = {"time_limit": digest_settings.render_timeout, "memory_bytes": digest_settings.render_memory_bytes}
-    async with Press(**limits) as press:
+    press_of_it = Press(time_limit=digest_settings.render_timeout, memory_bytes=digest_settings.render_memory_bytes)
+    async with press_of_it as press:
         yield Rig(
             db=db,
             clock=clock,

@@ -1,5 +1,7 @@
 """The rendering process: what a hostile template can do to it, and what it cannot do to others."""
 
+import asyncio
+import signal
 from dataclasses import replace
 from datetime import timedelta
 
@@ -76,6 +78,38 @@ async def test_a_process_that_was_killed_is_replaced() -> None:
         await one._process.wait()
         (result,) = await one.render([JOB])
     assert len(result.parts) == 1
+
+
+async def test_a_process_killed_over_a_job_is_no_fault_of_the_job() -> None:
+    """Somebody else's SIGKILL in the middle: the job is done by the next process, with its own template."""
+    slow = with_item("slow", "{% for a in range(300) %}{% for b in range(9999) %}{% endfor %}{% endfor %}slow but fine")
+    async with Press(time_limit=timedelta(seconds=30), memory_bytes=512 << 20) as one:
+        await one.render([JOB])
+        process = one._process
+        assert process is not None
+        rendering = asyncio.create_task(one.render([JOB, slow, JOB]))
+        await asyncio.sleep(0)
+        process.kill()
+        results = await rendering
+    assert [len(result.parts) for result in results] == [1, 1, 1]
+    assert [result.error for result in results] == ["", "", ""]
+    assert "slow but fine" in results[1].parts[0].text
+
+
+async def test_a_paused_process_is_not_blamed() -> None:
+    """Longer than the limit by the clock, not by the processor: the template keeps its looks."""
+    async with press() as one:
+        await one.render([JOB])
+        process = one._process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        rendering = asyncio.create_task(one.render([with_item("mine", "mine")]))
+        done, _ = await asyncio.wait([rendering], timeout=1)
+        process.send_signal(signal.SIGCONT)
+        (result,) = await rendering
+    assert not done
+    assert result.error == ""
+    assert "mine" in result.parts[0].text
 
 
 async def test_templates_are_checked_in_the_process() -> None:

@@ -220,11 +220,15 @@ async def test_a_tenants_template_is_used_and_a_failing_one_blocks_nobody(rig: R
     """Ann's mail has the template's words; a template that fails later falls back, and the digest says so."""
     await rig.put_type()
     await rig.put_subscriber("ann")
-    text = {"format": pb.FORMAT_TEXT, "style": pb.STYLE_FULL}
-    await rig.call("PutTemplate", template=pb.Template(id="flight.delayed", body="Mind {{ item.entity }}!", **text))
+
+    async def put_template(body: str) -> None:
+        one = pb.Template(id="flight.delayed", format=pb.FORMAT_TEXT, style=pb.STYLE_FULL, body=body)
+        await rig.call("PutTemplate", template=one)
+
+    await put_template("Mind {{ item.entity }}!")
     await rig.apply(rig.notification("ann", entity="UA1"))
     await rig.close()
-    await rig.call("PutTemplate", template=pb.Template(id="flight.delayed", body="{{ 1 / item.payload.n }}", **text))
+    await put_template("{{ 1 / item.payload.n }}")
     await rig.apply(rig.notification("ann", entity="UA2", payload={"n": 0}))
     await rig.close()
     first, second = await rig.deliveries()

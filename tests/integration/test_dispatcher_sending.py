@@ -19,10 +19,11 @@ from libs.settings import PostgresSettings
 from libs.sharding import shard_of
 from libs.wire import from_timestamp
 from services.dispatcher import metrics, store
-from services.dispatcher.delivery import Letter, Permanent, Reason, Result, Retryable, Sent, State
+from services.dispatcher.delivery import LANES, Letter, Permanent, Reason, Result, Retryable, Sent, State
+from services.dispatcher.loops import Housekeeping
 from services.dispatcher.pipeline import Settlement
 from services.dispatcher.store_queue import QueueStore
-from services.dispatcher.store_settings import SuppressionStore
+from services.dispatcher.store_settings import KeyStore, SuppressionStore
 from services.dispatcher.stream import retry_entity, retry_timer_id
 from tests.support.dispatcher_world import (
     DIGEST,
@@ -235,6 +236,13 @@ async def test_what_is_in_doubt_is_held_where_the_policy_says_so(rig: Rig) -> No
     (attempt,) = await rig.attempts(id_of("one"))
     assert (attempt.reason, attempt.ended_at) == ("in_doubt", None)
 
+    async with rig.db.transaction() as tx:
+        await rig.deliveries.redrive(tx, TENANT, [id_of("one")], now=NOON)
+    async with rig.sending(email=second, email_in_doubt="hold") as outcomes:
+        await outcomes.until(1)
+    assert await rig.outcomes_told() == [("held", "in_doubt"), ("sent", "")]
+    assert [letter.delivery.id for letter in second.letters] == [id_of("one")]
+
 
 async def test_a_lost_reply_is_held_where_the_policy_says_so(rig: Rig) -> None:
     """An attempt whose answer was lost is in doubt too, without any crash."""
@@ -391,3 +399,30 @@ async def test_a_bug_in_a_channel_costs_one_attempt(rig: Rig) -> None:
     record = await rig.record(id_of("one"))
     assert (record.state, record.last_error) == (State.RETRYING, "internal_error: KeyError")
     assert (await rig.record(id_of("two"))).state is State.SENT
+
+
+async def test_a_delivery_with_nul_in_it_is_kept_without(rig: Rig) -> None:
+    """Postgres stores every character but one, and a frame must not be poison for it."""
+    channel = ScriptedChannel()
+    async with rig.sending(log=channel) as outcomes:
+        await rig.accept(delivery(subject="a\x00b", text="\x00", subscriber="ann\x00"))
+        await outcomes.until(1)
+    (letter,) = channel.letters
+    assert (letter.delivery.subject, letter.delivery.text, letter.delivery.subscriber) == ("ab", "", "ann")
+
+
+async def test_housekeeping_measures_the_queue_and_forgets_old_keys(rig: Rig) -> None:
+    """The backlog is in the gauges, per lane; keys older than seven days are gone, younger ones stay."""
+    await rig.accept(delivery("one"), delivery("two"), delivery("three", channel="email", address="ann@example.com"))
+    async with rig.db.transaction() as tx:
+        await tx.raw.execute(
+            "INSERT INTO idempotency_key (tenant, method, key, fingerprint, response, stored_at)"
+            " SELECT 'shop', 'Redrive', age, '', '', now() - age::interval"
+            " FROM unnest(ARRAY['8 days', '6 days']) AS age"
+        )
+    await Housekeeping(db=rig.db, queue=rig.queue, keys=KeyStore(), lanes=LANES).run_once()
+    assert [metrics.QUEUED.labels(lane)._value.get() for lane in ("log", "email", "webhook")] == [2, 1, 0]
+    assert metrics.OLDEST_QUEUED_SECONDS._value.get() > 0
+    async with rig.db.read() as tx:
+        keys = await (await tx.raw.execute("SELECT key FROM idempotency_key")).fetchall()
+    assert keys == [("6 days",)]

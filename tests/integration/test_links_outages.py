@@ -1,6 +1,7 @@
 """INV-1, INV-2: NATS loses its disk, NATS goes away, Postgres goes away, all under load."""
 
 import asyncio
+import signal
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,12 +30,18 @@ async def test_jetstreams_store_may_be_deleted_under_load(
 ) -> None:
     """50,000 entries through one link, the broker killed and its disk emptied twice: each entry is applied once."""
     world = await make_world(open_database, postgres_url, private_nats.url, tmp_path)
-    async with world.process("receiver"), world.process("sender", count=50_000, per_frame=50):
+    async with world.process("receiver") as receiver, world.process("sender", count=50_000, per_frame=50):
         for numbers in (5_000, 20_000):
             await reached(world, numbers)
+            receiver.signal(signal.SIGSTOP)  # So that the stream is full of frames when it goes.
+            await until(lambda: _has_backlog(world, 100))
             await asyncio.to_thread(private_nats.wipe)
-            assert await world.unconfirmed() > 0
+            receiver.signal(signal.SIGCONT)
         await world.expect_all_once(50_000, timeout_s=60)
+
+
+async def _has_backlog(world: LinkWorld, frames: int) -> bool:
+    return await world.unconfirmed() >= frames
 
 
 async def test_a_deleted_stream_is_made_again_and_filled_from_the_outbox(

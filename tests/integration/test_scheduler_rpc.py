@@ -208,6 +208,7 @@ async def test_a_preview_shows_the_next_occurrences(stub: Any) -> None:
         ({"cron": "* * * * *", "zone": "Mars/Base"}, {}, {"recurrence.zone"}),
         ({}, {}, {"recurrence.cron"}),
         ({"cron": "* * * * *"}, {"count": 1_001}, {"count"}),
+        ({"rrule": "FREQ=MINUTELY;INTERVAL=7;BYDAY=MO;BYHOUR=3"}, {}, {"recurrence.rrule"}),
         ({"cron": "1 " * 200}, {}, {"recurrence.cron"}),
         ({"cron": "* * * * *", "exclusions": 400 * [to_timestamp(START)]}, {}, {"recurrence.exclusions"}),
     ],

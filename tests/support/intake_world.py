@@ -212,21 +212,23 @@ async def _running(loops: Sequence[Any]) -> AsyncIterator[None]:
 
 def content(**more: Any) -> timer_pb2.NotificationContent:
     """A notification's content that is as it should be."""
-    fields = {"type": "shop.sale", "subscribers": ["anna"], "payload": '{"sum": 3}'}
+    fields: dict[str, Any] = {"type": "shop.sale", "subscribers": ["anna"], "payload": '{"sum": 3}'}
     return timer_pb2.NotificationContent(**(fields | more))
 
 
 def notification(**more: Any) -> intake_pb2.Notification:
     """A notification that is as it should be."""
-    return intake_pb2.Notification(**({"content": content(), "entity": "shop-1"} | more))
+    fields: dict[str, Any] = {"content": content(), "entity": "shop-1"}
+    return intake_pb2.Notification(**(fields | more))
 
 
 def schedule(**more: Any) -> intake_pb2.Schedule:
     """A schedule that lacks only its time."""
-    return intake_pb2.Schedule(**({"entity": "shop-1", "target": timer_pb2.Target(notification=content())} | more))
+    fields: dict[str, Any] = {"entity": "shop-1", "target": timer_pb2.Target(notification=content())}
+    return intake_pb2.Schedule(**(fields | more))
 
 
 def request(**more: Any) -> intake_pb2.Request:
     """A request that is as it should be."""
-    fields = {"batch": "deals", "customer": "carl", "item": "lamp", "providers": ["paul", "petra"]}
+    fields: dict[str, Any] = {"batch": "deals", "customer": "carl", "item": "lamp", "providers": ["paul", "petra"]}
     return intake_pb2.Request(**(fields | {"payload": '{"count": 2}'} | more))
