@@ -218,11 +218,12 @@ class Engine:
             return Turn(shards=shards, arrivals=[suspect], most_timers=0, is_careful=True)
         now = self._clock.now()
         due = {n for n, shard in self._shards.items() if self._has_room and (at := shard.next_at()) and at <= now}
-        for number in due & self._caution.keys():
-            shards = {number: self._shards[number]}
-            return Turn(shards=shards, arrivals=[], most_timers=self._caution[number], is_careful=True)
-        arrivals = self._mailbox.take(self._shards, self._settings.turn_entries)
         hungry = {number for number, shard in self._shards.items() if shard.wants_page() is not None}
+        for number in (due | hungry) & self._caution.keys():
+            shards = {number: self._shards[number]}
+            most_timers = self._caution[number] if self._has_room else 0
+            return Turn(shards=shards, arrivals=[], most_timers=most_timers, is_careful=True)
+        arrivals = self._mailbox.take(self._shards, self._settings.turn_entries)
         busy = sorted(due | hungry | {one.shard for one in arrivals})
         if not busy:
             return None

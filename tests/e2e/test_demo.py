@@ -11,7 +11,7 @@ import pytest
 
 from local.stack import PROJECT
 
-_DAYS = 2  # With what drains after them more than five days of business time.
+_DAYS = 4  # With what drains after them more than seven days: reminders and checks of trials are due.
 
 
 def _demo(directory: Path, *options: str) -> subprocess.Popen[str]:
@@ -29,6 +29,7 @@ def test_agrees_with_the_csv(tmp_path: Path) -> None:
     assert report["differences"] == []
     assert report["unaccounted"] == 0
     assert report["resent"] == 0
+    assert min(report["timers"][f"timers_{state}"] for state in ("fired", "skipped", "cancelled", "scheduled")) > 0
     assert {job["job"] for job in report["jobs"]} == {"Digest", "Batch", "Timeline", "Schedule"}
     mails = len(list((tmp_path / "demo" / "mailbox").rglob("*.eml")))
     hooks = len(report["subscribers"]["feed"])

@@ -117,15 +117,32 @@ async def _none(world: LinkWorld) -> bool:
 async def test_an_error_nobody_foresaw_is_tried_again_a_few_times(world: LinkWorld, open_bus: OpenBus) -> None:
     """Then the frame is put aside; the one beside it was applied at the first try."""
     sender, apply = world.sender(await open_bus()), Apply({1: RuntimeError("a bug")})
+    receiver = world.receiver(await open_bus(), apply)
+    (bad,) = await commit_numbers(world.sender_db, sender, [1])
+    (good,) = await commit_numbers(world.sender_db, sender, [2])
+    beside = InHand(good)
+    await receiver.handle([InHand(bad), beside])
+    assert beside.answers == ["ack"]
+    answers = []
+    for _ in range(MAX_FAILURES - 1):
+        message = InHand(bad)
+        await receiver.handle([message])
+        answers += message.answers
+    assert answers == ["nak"] * (MAX_FAILURES - 2) + ["ack"]
+    assert await world.applied() == {2: 1}
+    (buried,) = await dead_of(world)
+    assert buried.reason == "RuntimeError: a bug"
+
+
+async def test_a_frame_that_keeps_failing_ends_as_dead_for_its_sender_too(world: LinkWorld, open_bus: OpenBus) -> None:
+    """Over JetStream, with its redeliveries and the sweeper's copies: unconfirmed goes back to 0."""
+    sender, apply = world.sender(await open_bus()), Apply({1: RuntimeError("a bug")})
     async with running(sender.run(), world.receiver(await open_bus(), apply).run()):
         await world.send(sender, [1])
         await world.send(sender, [2])
         await until(lambda: _none(world))
     assert await world.applied() == {2: 1}
-    (buried,) = await dead_of(world)
-    assert buried.reason == "RuntimeError: a bug"
-    alone = sum(call == [1] for call in apply.calls)
-    assert alone == MAX_FAILURES
+    assert await world.dead() == 1
 
 
 async def test_passing_errors_never_count(world: LinkWorld, open_bus: OpenBus) -> None:

@@ -12,7 +12,8 @@ from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import timer_pb2
 
 from libs.ids import derived_id, new_id
-from libs.links.frames import Addressed
+from libs.links.frames import REPLY_HEADER, Addressed, OutgoingFrame, subject_of
+from libs.links.sender import Sender
 from libs.postgres import Transaction
 from libs.sharding import shard_of
 from local.servers import NatsServer, PostgresServer
@@ -155,23 +156,24 @@ async def test_inv2_the_watermark_and_what_fired_are_one_transaction(
     world: SchedulerWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A turn that fails after everything was written and before its commit fires nothing and moves nothing."""
-    write = TurnStore.write
+    insert = Sender.insert
     failures = 3
 
-    async def failing(self: TurnStore, tx: Transaction, changes: Sequence[Changes], now: datetime) -> None:
+    async def failing(self: Sender, tx: Transaction, frames: Sequence[OutgoingFrame]) -> None:
         nonlocal failures
-        await write(self, tx, changes, now)
-        if failures and any(one.fired for one in changes):
+        await insert(self, tx, frames)
+        if failures and any(frame.receiver == "digest" for frame in frames):
             failures -= 1
             raise ConnectionError("Postgres is away")
 
     await world.peer.send(*(world.peer.timer(f"e{n}", START + MINUTE) for n in range(50)))
-    monkeypatch.setattr(TurnStore, "write", failing)
+    monkeypatch.setattr(Sender, "insert", failing)
     world.clock.advance(MINUTE)
     await world.peer.received(50)
     world.clock.advance(MINUTE)
     await world.peer.send(world.peer.timer("last", START))
     got = await world.peer.received(51)
+    await world.until_confirmed()
     assert Counter(one.entity for one in got) == Counter([*(f"e{n}" for n in range(50)), "last"])
     assert failures == 0
 
@@ -185,6 +187,35 @@ async def test_inv2_a_derived_id_sent_twice_fires_once(world: SchedulerWorld) ->
     assert result.changed == 0
     await world.peer.send(world.peer.timer("f", START))
     assert [one.entity for one in await world.peer.received(2)] == ["e", "f"]
+
+
+async def test_inv2_a_frame_that_comes_again_has_no_effects_and_the_same_receipt(world: SchedulerWorld) -> None:
+    """A cancel, published twice under two message ids; in between a timer is scheduled that it must not hit."""
+    peer = world.peer
+    await peer.send(*(peer.timer("e", START + MINUTE) for _ in range(2)))
+    frames, _ = peer.sender.pack(
+        [Addressed(receiver="scheduler", entry=peer.cancel("e", sequence=1_000), partition=_shard("e"))]
+    )
+    async with peer.db.transaction() as tx:
+        await peer.sender.insert(tx, frames)
+    first = await peer.sender.wait(frames, 10 * SECOND)
+    await peer.send(peer.timer("e", START + MINUTE))
+    bus = await world.open_bus()
+    again = asyncio.get_running_loop().create_future()
+
+    async def on_receipt(payload: bytes) -> None:
+        again.set_result(link_pb2.Receipts.FromString(payload).receipts[0])
+
+    await bus.subscribe("carillon.receipt.test", on_receipt)
+    headers = {REPLY_HEADER: "carillon.receipt.test"}
+    subject = subject_of("scheduler", _shard("e"))
+    await bus.publish(subject, frames[0].payload, headers=headers, msg_id="again")
+    async with asyncio.timeout(10):
+        assert await again == first[frames[0].id]
+    assert first[frames[0].id].results[0].changed == 2
+    async with world.db.read() as tx:
+        row = await (await tx.raw.execute("SELECT count(*) FROM tombstone")).fetchone()
+    assert row == (1,)
 
 
 async def test_inv9_nothing_fires_while_a_link_is_full(world: SchedulerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,4 +262,5 @@ async def test_inv2_each_timer_fires_once_through_a_restart_of_postgres_and_a_wi
         await asyncio.to_thread(private_nats.wipe)
         world.clock.advance(MINUTE)
         got = await world.peer.received(5_000, timeout=60)
+        await world.until_confirmed()
         assert Counter(one.timer_id for one in got) == Counter(timer_id.bytes for timer_id in ids)

@@ -154,6 +154,7 @@ async def test_inv2_a_killed_replica_is_succeeded_within_its_ttl(
     await world.peer.received(100)
     processes[0].kill()
     got = await world.peer.received(500, timeout=20)
+    await world.until_confirmed()
     assert Counter(one.timer_id for one in got) == Counter(ids)
     assert _most_late(world) < TTL + SECOND
     assert set((await world.holders()).values()) == set((await world.until_held(processes[1].word)).values())
@@ -173,6 +174,7 @@ async def test_inv3_a_replica_paused_for_three_leases_changes_nothing_afterwards
     processes[0].signal(signal.SIGCONT)
     got = await world.peer.received(900, timeout=20)
     await world.until_held(*(one.word for one in processes))
+    await world.until_confirmed()
     assert Counter(one.timer_id for one in got) == Counter(ids)
     assert _most_late(world) < TTL + SECOND
     assert len(set(held.values())) == 1

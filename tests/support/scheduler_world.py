@@ -200,6 +200,20 @@ class SchedulerWorld:
                     return held
                 await asyncio.sleep(0.02)
 
+    async def open_bus(self) -> Bus:
+        """A connection of the test's own."""
+        return await self._open_bus("test", self._nats_url)
+
+    async def until_confirmed(self, *, timeout: float = 20) -> None:
+        """Wait until the scheduler has nothing under way any more: what is to come twice has come."""
+        async with asyncio.timeout(timeout):
+            while True:
+                async with self.db.read() as tx:
+                    row = await (await tx.raw.execute("SELECT count(*) FROM outbox")).fetchone()
+                if row == (0,):
+                    return
+                await asyncio.sleep(0.02)
+
     @asynccontextmanager
     async def stub(self, tenant: str = "acme") -> AsyncIterator[Any]:
         """A client of the first replica's gRPC API."""

@@ -170,8 +170,10 @@ def test_inv4_a_second_cancel_of_the_same_sequence_leaves_its_own_tombstone() ->
     """One call may cancel several things, under one sequence."""
     table = Table()
     kinds = [table.schedule(NOW, type="a"), table.schedule(NOW, type="b")]
-    table.turn(table.cancel(type="a", sequence=9), table.cancel(type="b", sequence=9))
+    same_turn = [table.schedule(NOW, type="a", sequence=8), table.schedule(NOW, type="b", sequence=8)]
+    table.turn(table.cancel(type="a", sequence=9), table.cancel(type="b", sequence=9), *same_turn)
     assert table.run(*kinds) == []
+    assert table.fired == []
 
 
 def test_a_cancel_in_the_turn_in_which_a_timer_comes_due_wins() -> None:

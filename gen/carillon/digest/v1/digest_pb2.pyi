@@ -518,9 +518,13 @@ class Template(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """1-256 characters: a type id (its items), or digest/<cadence id>, or digest (the layout of all digests)."""
+    """1-256 characters: a type id (its items), or digest/<cadence id>, or digest (the layout of all digests but
+    digest/immediate, which is that of items sent alone).
+    """
     format: Global___Format.ValueType
+    """Unspecified: FORMAT_HTML. Its plain-text twin is written by the FORMAT_TEXT template of the same id and style."""
     style: Global___Style.ValueType
+    """Unspecified: STYLE_FULL."""
     locale: _builtins.str
     """BCP 47. Empty: every locale without a template of its own."""
     subject: _builtins.str
