@@ -25,6 +25,7 @@ class Notification:
     occurred_at: datetime
     expires_at: datetime | None = None
     timer_id: UUID | None = None
+    schedule_id: UUID | None = None
     timer_type: str = ""
     timeline: str = ""
     sequence: int = 0

@@ -34,11 +34,11 @@ _ANALYZED_ITEMS = 1_000
 
 _COLUMNS = (
     *("tenant", "id", "type", "entity", "group_key", "payload", "subscribers", "topics", "occurred_at", "expires_at"),
-    *("timer_id", "timer_type", "timeline", "sequence", "received_at"),
+    *("timer_id", "schedule_id", "timer_type", "timeline", "sequence", "received_at"),
 )
 _TYPES = (
     *("text", "uuid", "text", "text", "text", "text", "text[]", "text[]", "timestamptz", "timestamptz"),
-    *("uuid", "text", "text", "int8", "timestamptz"),
+    *("uuid", "uuid", "text", "text", "int8", "timestamptz"),
 )
 
 # Emptied by Postgres itself at the end of each transaction; no statistics, no locks, no log.
@@ -60,7 +60,7 @@ _DECIDE = """
                 SELECT FROM tombstone b
                 WHERE b.tenant = n.tenant AND b.entity = n.entity AND n.entity <> '' AND b.sequence > n.sequence
                 AND b.type IN ('', n.type, n.timer_type) AND b.timeline IN ('', n.timeline)
-                AND (b.timer_ids = '{}' OR n.timer_id = ANY (b.timer_ids))) AS is_cancelled
+                AND (b.timer_ids = '{}' OR b.timer_ids && ARRAY[n.timer_id, n.schedule_id])) AS is_cancelled
         FROM unnest(%(tenants)s::text[], %(ids)s::uuid[]) AS fresh (tenant, id)
         JOIN notification n ON n.tenant = fresh.tenant AND n.id = fresh.id
         LEFT JOIN notification_type t ON t.tenant = n.tenant AND t.id = n.type
@@ -286,7 +286,8 @@ def _row(one: Notification, now: datetime) -> tuple[object, ...]:
             list(one.subscribers),
             list(one.topics),
         ),
-        *(one.occurred_at, one.expires_at, one.timer_id, one.timer_type, one.timeline, one.sequence, now),
+        *(one.occurred_at, one.expires_at, one.timer_id, one.schedule_id, one.timer_type, one.timeline),
+        *(one.sequence, now),
     )
 
 

@@ -137,6 +137,7 @@ notification = Table(
     _at("occurred_at"),
     _at("expires_at", nullable=True),
     _id("timer_id", nullable=True),
+    _id("schedule_id", nullable=True),
     _text("timer_type"),
     _text("timeline"),
     Column("sequence", BigInteger, nullable=False),

@@ -33,7 +33,7 @@ _MATCHING = """
         %(sequences)s::bigint[]) WITH ORDINALITY AS c (tenant, entity, type, timer_ids, timeline, sequence, number)
     JOIN notification n ON n.tenant = c.tenant AND n.entity = c.entity AND n.entity <> ''
         AND n.sequence < c.sequence AND c.type IN ('', n.type, n.timer_type) AND c.timeline IN ('', n.timeline)
-        AND (c.timer_ids = '{}' OR n.timer_id = ANY (c.timer_ids::uuid[]))
+        AND (c.timer_ids = '{}' OR c.timer_ids::uuid[] && ARRAY[n.timer_id, n.schedule_id])
     JOIN item i ON i.tenant = n.tenant AND i.notification_id = n.id"""
 
 _LOCK_MATCHING = (

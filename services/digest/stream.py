@@ -235,6 +235,7 @@ def _notification(entry: link_pb2.Entry) -> Notification:
         occurred_at=from_timestamp(told.occur_time),
         expires_at=from_timestamp(told.expire_time) if told.HasField("expire_time") else None,
         timer_id=UUID(bytes=told.timer_id) if told.timer_id else None,
+        schedule_id=UUID(bytes=told.schedule_id) if told.schedule_id else None,
         timer_type=told.timer_type,
         timeline=told.timeline,
         sequence=entry.sequence,

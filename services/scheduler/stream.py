@@ -178,6 +178,7 @@ def _notification(timer: Timer, target: link_pb2.TimerTarget) -> link_pb2.Notifi
         entity=timer.entity,
         occur_time=to_timestamp(timer.due_at),
         timer_id=timer.id.bytes,
+        schedule_id=timer.schedule_id.bytes,
         timer_type=timer.type,
         timeline=timer.step_of.timeline if timer.step_of else "",
     )

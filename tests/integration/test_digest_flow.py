@@ -315,6 +315,17 @@ async def test_what_was_accepted_before_a_cancel_and_arrives_after_it_is_born_ca
     assert sorted(state for _, _, state, _ in await rig.items()) == [PENDING, CANCELLED]
 
 
+async def test_inv4_a_cancel_by_schedule_takes_out_what_its_occurrences_raised(rig: Rig) -> None:
+    """A recurring schedule's occurrences have timer ids of their own; cancelling the schedule hits their items."""
+    schedule, occurrence = new_id(), new_id()
+    await rig.subscribe("ann", "daily")
+    await rig.apply(
+        rig.notification("ann", entity="N1", timer_id=occurrence.bytes, schedule_id=schedule.bytes),
+        rig.notification("ann", entity="N1", timer_id=(other := new_id()).bytes, schedule_id=other.bytes),
+    )
+    assert (await rig.result(rig.cancel("N1", timer_ids=[schedule.bytes]))).changed == 1
+
+
 async def test_cancel_hits_only_the_type_timeline_or_timers_it_names(rig: Rig) -> None:
     """Each part of the selector narrows; the type is the notification's or the timer's."""
     timer = new_id()

@@ -12,7 +12,9 @@ from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import timer_pb2
 
 from libs.ids import derived_id, new_id
+from libs.links import metrics
 from libs.links.frames import REPLY_HEADER, Addressed, OutgoingFrame, subject_of
+from libs.links.receiver import MAX_FAILURES
 from libs.links.sender import Sender
 from libs.postgres import Transaction
 from libs.sharding import shard_of
@@ -94,6 +96,8 @@ async def test_a_frame_whose_command_raises_is_buried_alone_and_its_siblings_are
         handle(self, commands, *rest)
 
     monkeypatch.setattr(Shard, "handle", raising)
+    deferred = metrics.DEFERRED_FRAMES.labels("digest")
+    before = deferred._value.get()
     siblings = [f"e{n}" for n in range(40)] + [f"x{n}" for n in range(1000) if _shard(f"x{n}") == _shard("bad")][:10]
     bad_id = await _post(world, world.peer.timer("bad", START), _shard("bad"))
     for entity in siblings:
@@ -102,6 +106,7 @@ async def test_a_frame_whose_command_raises_is_buried_alone_and_its_siblings_are
     got = await world.peer.received(50, timeout=20)
     assert Counter(one.entity for one in got) == Counter(siblings)
     assert await _dead(world, 1) == [(bad_id, "RuntimeError: nobody foresaw this")]
+    assert deferred._value.get() - before == MAX_FAILURES - 1  # Of the bad one only.
 
 
 async def test_a_frame_that_postgres_refuses_is_buried_alone(world: SchedulerWorld) -> None:

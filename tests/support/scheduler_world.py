@@ -19,6 +19,7 @@ from sqlalchemy import MetaData
 import services.scheduler
 from libs import migrations
 from libs.ids import new_id
+from libs.jetstream import Bus
 from libs.links.frames import Addressed
 from libs.links.receiver import Applied, IncomingFrame, Receiver
 from libs.links.schema import add_link_tables

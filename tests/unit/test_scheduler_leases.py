@@ -55,8 +55,8 @@ class FakeStore:
 
 
 async def _consume(_shard: int) -> AsyncGenerator[Sequence[Message], None]:
-    return
-    yield []
+    for messages in ():
+        yield messages
 
 
 async def _nudge() -> None: ...

@@ -49,7 +49,7 @@ CREATE TABLE notification (
     tenant text NOT NULL, id uuid NOT NULL, type text NOT NULL, entity text NOT NULL, group_key text NOT NULL,
     payload text NOT NULL, subscribers text[] NOT NULL, topics text[] NOT NULL,
     occurred_at timestamptz NOT NULL, expires_at timestamptz,
-    timer_id uuid, timer_type text NOT NULL, timeline text NOT NULL,
+    timer_id uuid, schedule_id uuid, timer_type text NOT NULL, timeline text NOT NULL,
     sequence bigint NOT NULL, received_at timestamptz NOT NULL,
     PRIMARY KEY (tenant, id));
 CREATE INDEX notification_by_entity ON notification (tenant, entity) WHERE entity <> '';

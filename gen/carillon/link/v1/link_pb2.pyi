@@ -482,6 +482,7 @@ class Notification(_message.Message):
     TIMER_ID_FIELD_NUMBER: _builtins.int
     TIMER_TYPE_FIELD_NUMBER: _builtins.int
     TIMELINE_FIELD_NUMBER: _builtins.int
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.bytes
     """UUID."""
     entity: _builtins.str
@@ -489,6 +490,8 @@ class Notification(_message.Message):
     """Where it came from: the timer that fired it, with its caller's type and timeline; empty when told directly."""
     timer_type: _builtins.str
     timeline: _builtins.str
+    schedule_id: _builtins.bytes
+    """The schedule that timer is an occurrence of; the same as timer_id for one-shot timers."""
     @_builtins.property
     def content(self) -> _timer_pb2.NotificationContent: ...
     @_builtins.property
@@ -506,10 +509,11 @@ class Notification(_message.Message):
         timer_id: _builtins.bytes = ...,
         timer_type: _builtins.str = ...,
         timeline: _builtins.str = ...,
+        schedule_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "expire_time", b"expire_time", "occur_time", b"occur_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "entity", b"entity", "expire_time", b"expire_time", "id", b"id", "occur_time", b"occur_time", "timeline", b"timeline", "timer_id", b"timer_id", "timer_type", b"timer_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "entity", b"entity", "expire_time", b"expire_time", "id", b"id", "occur_time", b"occur_time", "schedule_id", b"schedule_id", "timeline", b"timeline", "timer_id", b"timer_id", "timer_type", b"timer_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
