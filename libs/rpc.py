@@ -174,7 +174,7 @@ def _options(settings: GrpcSettings) -> list[tuple[str, Any]]:
         # Two processes on one port would share its calls at random; a second one must fail instead.
         ("grpc.so_reuseport", 0),
         # Idle clients may ping every 10 s, to notice a dead connection; more often is an attack.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

@@ -29,6 +29,7 @@ from local.processes import Process, ProcessError, accepts_connections, free_por
 
 HOST = "127.0.0.1"
 _ROOT_OWNED = Path("/var/lib/carillon-local")  # Not /var/tmp, where anybody could put binaries for us to run.
+_OWNER = ".owner"
 
 _POSTGRES_SETTINGS = {
     "listen_addresses": HOST,
@@ -262,11 +263,22 @@ def _data_directory(wanted: Path) -> Path:
     if not is_root() or _is_reachable_for_others(wanted.parent):
         return wanted
     _make_root_owned()
+    _delete_orphans()
     elsewhere = _ROOT_OWNED / f"data-{hashlib.sha256(str(wanted).encode()).hexdigest()[:16]}"
     if not wanted.is_symlink():
-        shutil.rmtree(elsewhere, ignore_errors=True)  # Left by a directory of this name that was deleted.
         wanted.symlink_to(elsewhere)
+        owner = elsewhere.with_suffix(_OWNER)
+        owner.unlink(missing_ok=True)
+        owner.symlink_to(wanted)
     return elsewhere
+
+
+def _delete_orphans() -> None:
+    """Delete data whose directory was deleted; a link beside it says which that was."""
+    for owner in _ROOT_OWNED.glob(f"*{_OWNER}"):
+        if not owner.readlink().is_symlink():
+            shutil.rmtree(owner.with_suffix(""), ignore_errors=True)
+            owner.unlink(missing_ok=True)
 
 
 def _make_root_owned() -> None:

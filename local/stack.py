@@ -12,6 +12,7 @@ CARILLON_NATS_URL in the environment are used instead of embedded servers; then 
 All methods block; from asyncio use `asyncio.to_thread`.
 """
 
+import asyncio
 import fcntl
 import http.client
 import json
@@ -22,9 +23,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
+from libs.test_clock import set_test_clock
 from local.processes import Process, ProcessError, accepts_connections, free_port
 from local.servers import HOST, NatsServer, PostgresServer
 
@@ -68,8 +71,9 @@ class Stack:
     """Starts and stops it all; use as a context manager.
 
     `replicas` is the number of processes of each service, or of each by name. `env` is added to what services see.
-    `on_progress` gets a short sentence at each step. `first_port` asks for ports from there on, in a fixed order, where
-    they are free; otherwise any free ports are taken. `package` is where the services' modules are, for tests.
+    `test_clock` makes business time stand there until somebody lets it run (libs.test_clock). `on_progress` gets a
+    short sentence at each step. `first_port` asks for ports from there on, in a fixed order, where they are free;
+    otherwise any free ports are taken. `package` is where the services' modules are, for tests.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class Stack:
         directory: Path,
         *,
         replicas: int | Mapping[str, int] = 1,
-        is_test_clock: bool = False,
+        test_clock: datetime | None = None,
         env: Mapping[str, str] | None = None,
         services: Sequence[str] = SERVICES,
         package: str = "services",
@@ -89,7 +93,7 @@ class Stack:
         self.nats: NatsServer | None = None
         self.replicas: dict[tuple[str, int], Replica] = {}
         self._counts = {name: replicas if isinstance(replicas, int) else replicas.get(name, 1) for name in services}
-        self._is_test_clock = is_test_clock
+        self._test_clock = test_clock
         self._env = dict(env or {})
         self._package = package
         self._next_port = first_port
@@ -149,6 +153,7 @@ class Stack:
             self._start_mailbox()
             self._start_servers()
             self._migrate()
+            self._set_clock()
             self._start_services()
             (self.directory / "addresses.json").write_text(json.dumps(self.addresses(), indent=2) + "\n")
         except BaseException:
@@ -239,6 +244,10 @@ class Stack:
             migration.wait(timeout_s=_MIGRATE_TIMEOUT_S)
             self._report(f"The schema of {migration.name} is up to date")
 
+    def _set_clock(self) -> None:
+        if (start := self._test_clock) is not None:
+            asyncio.run(set_test_clock(self.postgres_url, origin=start, rate=0, until=start))
+
     def _start_services(self) -> None:
         for service, count in self._counts.items():
             for number in range(count):
@@ -281,7 +290,7 @@ class Stack:
         """What every process gets; the shell's own settings stay, such as log levels."""
         ours = {
             "CARILLON_AUTH_MODE": "none",
-            "CARILLON_TEST_CLOCK": "on" if self._is_test_clock else "off",
+            "CARILLON_TEST_CLOCK": "off" if self._test_clock is None else "on",
             "CARILLON_DISPATCHER_SMTP_HOST": HOST,
             "CARILLON_DISPATCHER_SMTP_PORT": str(self._mailbox_smtp_port),
             "CARILLON_DISPATCHER_SMTP_TLS": "none",

@@ -24,7 +24,6 @@ def main() -> int:
         stack = Stack(
             options.directory,
             replicas=options.replicas,
-            is_test_clock=options.test_clock,
             first_port=_FIRST_PORT,
             on_progress=status.update,
         )
@@ -55,7 +54,6 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make up", description=__doc__)
     parser.add_argument("--directory", type=Path, default=Path("var/local"), help="data, logs and mail (var/local)")
     parser.add_argument("--replicas", type=int, default=1, help="processes of each service (1)")
-    parser.add_argument("--test-clock", action="store_true", help="let business time be set instead of running")
     return parser.parse_args()
 
 

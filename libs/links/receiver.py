@@ -92,10 +92,14 @@ class IncomingFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
-    """What came of applying frames: results per frame (only where there is something to say), and what to send on."""
+    """What came of applying frames: results per frame (only where there is something to say), and what to send on.
+
+    `on_commit` is called once it is true, to wake whoever works on it; it may be lost with the process.
+    """
 
     results: Mapping[UUID, Sequence[link_pb2.EntryResult]] = field(default_factory=dict)
     outgoing: Sequence[OutgoingFrame] = ()
+    on_commit: Callable[[], None] = lambda: None
 
 
 Apply = Callable[[Transaction, Sequence[IncomingFrame]], Awaitable[Applied]]
@@ -171,6 +175,7 @@ class Receiver:
         except Exception as err:  # noqa: BLE001 — outermost frame of an attempt: the error decides about its frames.
             return err
         self._publish(applied.outgoing)
+        applied.on_commit()
         await self.settlement.settle(frames, receipts, fresh)
         return None
 

@@ -24,7 +24,6 @@ import stamina
 from rich.console import Console
 from rich.markup import escape
 
-from libs.test_clock import set_test_clock
 from local.demo import story
 from local.demo.accident import Accident, Accidents
 from local.demo.answers import Answers, ask, open_mailbox
@@ -73,11 +72,8 @@ class Replayed:
     rested_s: float
 
 
-class ClockedStack(Stack):
-    """A stack whose business time stands at the beginning of the story before any service starts.
-
-    On an existing Postgres it uses a database of its own, `carillon_demo`, made anew each time.
-    """
+class DemoStack(Stack):
+    """A stack that on an existing Postgres uses a database of its own, `carillon_demo`, made anew each time."""
 
     def start(self) -> None:
         """See Stack."""
@@ -87,10 +83,6 @@ class ClockedStack(Stack):
             create_database(url)
             os.environ["CARILLON_POSTGRES_URL"] = url
         super().start()
-
-    def _start_services(self) -> None:
-        asyncio.run(set_test_clock(self.postgres_url, origin=story.START, rate=0, until=story.START))
-        super()._start_services()
 
 
 def main() -> int:
@@ -115,7 +107,7 @@ def _run(options: Options, console: Console) -> int:
     _clear(options.directory)
     plan, expected = make_plan(load(), options.days), expect(CSV, options.days)
     began_s = time.monotonic()
-    stack = ClockedStack(options.directory, is_test_clock=True, env=_ENV)
+    stack = DemoStack(options.directory, test_clock=story.START, env=_ENV)
     with console.status("Starting Postgres, NATS, a mailbox and the four services …"):
         stack.start()
     try:

@@ -1,8 +1,7 @@
 """What runs all the time: closing windows, forgetting tombstones, counting.
 
 Closing is a loop of `close_once`, which does one batch in one transaction. It is woken when this process has applied
-something that closes windows, a moment before that is committed; so it looks several times before it goes back to
-polling for what other replicas have begun.
+something that closes windows, and polls for what other replicas have begun.
 """
 
 import asyncio
@@ -26,8 +25,6 @@ from services.digest.windows import Closed, ClosingWindow, closed_by, job_of, wi
 
 log = get_logger(__name__)
 
-_EAGER_LOOKS: Final = 8
-_EAGER_INTERVAL_S: Final = 0.01
 _HOUSEKEEPING_S: Final = 60.0
 _STATS_S: Final = 15.0
 _FORGET_ROWS: Final = 10_000
@@ -71,7 +68,7 @@ class Alarm:
         return event
 
     def ring(self) -> None:
-        """Something begins to close, or will with the transaction under way."""
+        """Something has begun to close."""
         for event in self._events:
             event.set()
 
@@ -95,19 +92,15 @@ class Closing:
 
     async def run(self) -> None:
         """Close windows until cancelled."""
-        eager = 0
         while True:
+            self._wake.clear()
             try:
                 closed = await self.close_once()
             except Exception as err:
                 log.warning("Windows could not be closed; trying again.", error=repr(err), exc_info=not _passes(err))
                 closed = 0
-            if closed:
-                eager = _EAGER_LOOKS
-                continue
-            eager = _EAGER_LOOKS if self._wake.is_set() else max(0, eager - 1)
-            self._wake.clear()
-            await self._rest(_EAGER_INTERVAL_S if eager else self._settings.poll_interval.total_seconds())
+            if not closed:
+                await self._rest(self._settings.poll_interval.total_seconds())
 
     async def close_once(self) -> int:
         """Close one batch of windows in one transaction; returns how many there were."""

@@ -23,7 +23,6 @@ from libs.sharding import shard_of
 from libs.wire import from_timestamp, to_timestamp
 from services.digest import metrics
 from services.digest.boundaries import Boundaries
-from services.digest.catalog import ItemState
 from services.digest.commands import (
     Cancel,
     Cancelled,
@@ -72,6 +71,11 @@ class _Work:
     triggers: list[tuple[Place, Trigger]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
 
+    @property
+    def may_close(self) -> bool:
+        """Whether it may leave windows that are closing; what is sent alone has one of its own."""
+        return bool(self.notifications or self.closes or self.triggers)
+
 
 class Inlet:
     """Applies the frames that come to digest."""
@@ -103,7 +107,7 @@ class Inlet:
             await self._windows.record_outcomes(tx, work.outcomes)
             for one in work.outcomes:
                 metrics.OUTCOMES.labels(one.outcome).inc()
-        return Applied(results=results, outgoing=outgoing)
+        return Applied(results=results, outgoing=outgoing, on_commit=self._ring if work.may_close else _nothing)
 
     async def _notify_and_cancel(
         self, tx: Transaction, work: _Work, now: datetime, results: dict[UUID, list[link_pb2.EntryResult]]
@@ -134,8 +138,6 @@ class Inlet:
             results[frame_id].append(
                 link_pb2.EntryResult(index=index, changed=triggered.windows, is_repeated=triggered.is_repeated)
             )
-        if work.closes or work.triggers:
-            self._ring()
 
     def _count(self, expanded: Expanded) -> None:
         """Counted before the commit: after a rollback the same notifications are counted again. The ledger is exact."""
@@ -143,8 +145,6 @@ class Inlet:
         metrics.WINDOWS_OPENED.inc(len(expanded.timers))
         for verdict, count in expanded.verdicts.items():
             metrics.ITEMS.labels(verdict.state.name.lower(), verdict.reason).inc(count)
-            if verdict.is_alone and verdict.state is ItemState.PENDING:
-                self._ring()
 
 
 class Timers:
@@ -194,6 +194,10 @@ class Post:
     def publish(self, frames: Sequence[OutgoingFrame]) -> None:
         """After the commit."""
         self._sender.publish(frames)
+
+
+def _nothing() -> None:
+    """Nothing to wake anybody for."""
 
 
 # From entries

@@ -7,9 +7,6 @@
 What a crash leaves behind is in the queue with a claim that runs out; the next claim finds it in doubt. A graceful stop
 (cancellation) claims no more, gives back what was claimed and not begun, waits for what is being sent and records it:
 then nothing is in doubt.
-
-Easy to get wrong: `wake` is set *before* the commit that brings new work, because only the receiver knows when that
-is; so after a wake the loop looks again in short, doubling steps before it goes back to its slow poll.
 """
 
 import asyncio
@@ -17,6 +14,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -36,7 +34,6 @@ log = logging.getLogger(__name__)
 
 Key = tuple[str, UUID]
 
-_FIRST_LOOK_S = 0.002
 _RETRY_S = 0.25
 _RECORD_SETTLEMENTS = 500
 _HOUSEKEEPING_S = 5.0
@@ -98,7 +95,6 @@ class SendingLoop:
         self._replica = replica
         self._draw = draw
         self._wake = asyncio.Event()
-        self._has_news = False
         self._is_stopping = False
         self._short: set[str] = set()  # Lanes in which the last claim may have left some, for want of room.
         self._under_way: dict[Key, Candidate] = {}
@@ -106,8 +102,7 @@ class SendingLoop:
         self._finished: asyncio.Queue[Settlement] = asyncio.Queue()
 
     def wake(self) -> None:
-        """There may be something to send, now or as soon as the transaction that says so has committed."""
-        self._has_news = True
+        """There may be something to send."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -140,19 +135,14 @@ class SendingLoop:
     # Claiming
 
     async def _claim_loop(self) -> None:
-        look_s = _FIRST_LOOK_S
         while not self._is_stopping:
             self._wake.clear()
-            if self._has_news:
-                self._has_news, look_s = False, _FIRST_LOOK_S
             claimed = await self._attempt("claim deliveries", self.claim_once())
             if claimed and self._short & self._room.free().keys():
                 continue
-            try:
-                async with asyncio.timeout(look_s):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.poll_interval.total_seconds()):
                     await self._wake.wait()
-            except TimeoutError:
-                look_s = min(look_s * 2, self._settings.poll_interval.total_seconds())
 
     async def claim_once(self) -> int:
         """Claim what is due and start sending it; returns how many deliveries were sent off, or settled unsent."""

@@ -42,7 +42,7 @@ class Stream:
     """Applies what other services send."""
 
     def __init__(self, *, deliveries: Deliveries, clock: Clock, on_work: Callable[[], None]) -> None:
-        """`on_work` is called when there may be something to send once the current transaction has committed."""
+        """`on_work` is called after a commit that may have brought something to send."""
         self._deliveries = deliveries
         self._clock = clock
         self._on_work = on_work
@@ -64,8 +64,7 @@ class Stream:
         await self._deliveries.make_due(tx, retries)
         for key in new:
             metrics.ACCEPTED.labels(metrics.channel_label(deliveries[key].channel)).inc()
-        self._on_work()
-        return Applied()
+        return Applied(on_commit=self._on_work)
 
 
 class Outcomes:

@@ -85,29 +85,35 @@ async def is_stream_empty(bus: Bus) -> bool:
     return info.state.messages == 0
 
 
-@pytest.mark.parametrize("error", [PoisonFrame("a kind I do not know"), InvalidArgument([FieldViolation("x", "y")])])
+POISON = [PoisonFrame("a kind I do not know"), InvalidArgument([FieldViolation("x", "y")])]
+
+
+@pytest.mark.parametrize("error", POISON)
 async def test_a_poison_frame_is_put_aside_at_once_and_the_others_are_applied(
-    world: LinkWorld, open_bus: OpenBus, bus: Bus, error: Exception
+    world: LinkWorld, open_bus: OpenBus, error: Exception
 ) -> None:
-    """They were in one fetch and one transaction; the sender learns of both."""
+    """They were in one fetch and one transaction; then each is tried alone."""
     sender, apply = world.sender(await open_bus()), Apply({13: error})
-    receiver = world.receiver(await open_bus(), apply)
-    await sender.ensure_streams()
-    frames = [(await commit_numbers(world.sender_db, sender, [n]))[0] for n in (12, 13, 14)]
-    for frame in frames:
-        await bus.publish(subject_of(RECEIVER, 0), frame.payload, msg_id=str(frame.id))
-    async with running(sender.run()), running(receiver.run()):
-        receipts = await sender.wait(frames, LONG)
-        await until(lambda: _none(world))
-    assert apply.calls[:4] == [[12, 13, 14], [12], [13], [14]]
-    assert apply.attempts(13) == 2  # With the others, and alone.
+    messages = [InHand((await commit_numbers(world.sender_db, sender, [n]))[0]) for n in (12, 13, 14)]
+    await world.receiver(await open_bus(), apply).handle(messages)
+    assert apply.calls == [[12, 13, 14], [12], [13], [14]]
+    assert [one.answers for one in messages] == [["ack"]] * 3
     assert await world.applied() == {12: 1, 14: 1}
     (buried,) = await dead_of(world)
-    assert (buried.frame_id, buried.sender, buried.entries) == (frames[1].id, "intake", 1)
+    assert (buried.sender, buried.entries) == ("intake", 1)
     assert buried.reason.startswith(type(error).__name__)
-    assert receipts[frames[1].id].verdict == link_pb2.FRAME_VERDICT_DEAD
-    assert receipts[frames[1].id].reason == buried.reason
+
+
+async def test_the_sender_learns_which_of_its_frames_is_dead(world: LinkWorld, open_bus: OpenBus) -> None:
+    """Its receipt says so, and why; unconfirmed goes back to 0."""
+    sender, apply = world.sender(await open_bus()), Apply({13: POISON[0]})
+    async with running(sender.run(), world.receiver(await open_bus(), apply).run()):
+        frames = [(await commit_numbers(world.sender_db, sender, [n]))[0] for n in (12, 13)]
+        receipts = await sender.wait(frames, LONG)
+        await until(lambda: _none(world))
     assert receipts[frames[0].id].verdict == link_pb2.FRAME_VERDICT_APPLIED
+    assert receipts[frames[1].id].verdict == link_pb2.FRAME_VERDICT_DEAD
+    assert receipts[frames[1].id].reason == "PoisonFrame: a kind I do not know"
 
 
 async def _none(world: LinkWorld) -> bool:

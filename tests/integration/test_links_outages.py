@@ -30,11 +30,11 @@ async def test_jetstreams_store_may_be_deleted_under_load(
 ) -> None:
     """50,000 entries through one link, the broker killed and its disk emptied twice: each entry is applied once."""
     world = await make_world(open_database, postgres_url, private_nats.url, tmp_path)
-    async with world.process("receiver") as receiver, world.process("sender", count=50_000, per_frame=50):
+    async with world.process("receiver") as receiver, world.process("sender", count=50_000, per_frame=100):
         for numbers in (5_000, 20_000):
             await reached(world, numbers)
             receiver.signal(signal.SIGSTOP)  # So that the stream is full of frames when it goes.
-            await until(lambda: _has_backlog(world, 100))
+            await until(lambda: _has_backlog(world, 50))
             await asyncio.to_thread(private_nats.wipe)
             receiver.signal(signal.SIGCONT)
         await world.expect_all_once(50_000, timeout_s=60)

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from local.stack import Stack
 from tests.support.servers import scratch_directory
 
 STANDINS = "tests.support.standin"
+START = datetime(2013, 7, 1, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def directory() -> Iterator[Path]:
 def stack(directory: Path) -> Iterator[Stack]:
     """A stack of two stand-ins, one of them twice."""
     with Stack(
-        directory, services=["bell", "gong"], replicas={"bell": 2}, package=STANDINS, is_test_clock=True
+        directory, services=["bell", "gong"], replicas={"bell": 2}, package=STANDINS, test_clock=START
     ) as running:
         yield running
 
