@@ -58,6 +58,7 @@ class Options:
     days: int
     rate: float
     kill: list[Accident]
+    replicas: int
     directory: Path
 
 
@@ -107,7 +108,7 @@ def _run(options: Options, console: Console) -> int:
     _clear(options.directory)
     plan, expected = make_plan(load(), options.days), expect(CSV, options.days)
     began_s = time.monotonic()
-    stack = DemoStack(options.directory, test_clock=story.START, env=_ENV)
+    stack = DemoStack(options.directory, replicas=options.replicas, test_clock=story.START, env=_ENV)
     with console.status("Starting Postgres, NATS, a mailbox and the four services …"):
         stack.start()
     try:
@@ -194,6 +195,7 @@ def _options() -> Options:
         metavar="SERVICE@FRACTION",
         help="kill -9 a service after that fraction of the replay, and start it again; may be given several times",
     )
+    parser.add_argument("--replicas", type=int, default=1, help="processes of each service (1)")
     parser.add_argument("--directory", type=Path, default=Path("var/demo"), help="logs, mails, report (var/demo)")
     parsed = parser.parse_args()
     if not 1 <= parsed.days <= story.LAST_DAY:

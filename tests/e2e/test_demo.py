@@ -37,6 +37,16 @@ def test_agrees_with_the_csv(tmp_path: Path) -> None:
     assert hooks == report["accepted"]["delays"]
 
 
+@pytest.mark.timeout(180)
+def test_two_replicas_of_every_service_give_the_same_numbers(tmp_path: Path) -> None:
+    """Shards divided, frames and deliveries shared: one day comes out exactly as computed."""
+    demo = _demo(tmp_path / "demo", "--days", "1", "--replicas", "2")
+    output, _ = demo.communicate(timeout=170)
+    assert demo.returncode == 0, output
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert (report["differences"], report["unaccounted"], report["resent"]) == ([], 0, 0)
+
+
 @pytest.mark.timeout(120)
 def test_ctrl_c_takes_everything_down(tmp_path: Path) -> None:
     """Interrupted in the middle: exit status 130, and no process of the stack is left."""

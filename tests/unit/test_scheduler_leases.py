@@ -55,7 +55,8 @@ class FakeStore:
 
 
 async def _consume(_shard: int) -> AsyncGenerator[Sequence[Message], None]:
-    for messages in ():
+    none: list[list[Message]] = []
+    for messages in none:
         yield messages
 
 
