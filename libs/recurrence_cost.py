@@ -31,6 +31,4 @@ def check_cost(rule: Rule, now: datetime) -> None:
         raise BadRule("rrule", f"must not have {used[0]} with FREQ={parts['FREQ']}; use FREQ=DAILY or above")
     interval = parts.get("INTERVAL", "1")
     if _TIMES & parts.keys() and (not interval.isdecimal() or int(interval[:9]) == 0 or per_day % int(interval[:9])):
-        raise BadRule(
-            "rrule", f"must have an INTERVAL that divides {per_day} where BYDAY, BYHOUR or BYMINUTE is given"
-        )
+        raise BadRule("rrule", f"must have an INTERVAL that divides {per_day} where BYDAY, BYHOUR or BYMINUTE is given")

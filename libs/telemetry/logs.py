@@ -70,9 +70,7 @@ def _renderer(log_format: LogFormat, stream: TextIO) -> list[Processor]:
     if log_format is LogFormat.CONSOLE or (log_format is LogFormat.AUTO and stream.isatty()):
         # Plain tracebacks: the default shows local variables, and with them callers' payloads.
         plain = structlog.dev.plain_traceback
-        return [
-            structlog.dev.ConsoleRenderer(colors=stream.isatty(), timestamp_key="time", exception_formatter=plain)
-        ]
+        return [structlog.dev.ConsoleRenderer(colors=stream.isatty(), timestamp_key="time", exception_formatter=plain)]
     return [
         structlog.processors.format_exc_info,
         structlog.processors.EventRenamer("message"),
