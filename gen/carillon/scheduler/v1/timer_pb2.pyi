@@ -37,7 +37,9 @@ class _GapPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GapPolicy.V
     """No occurrence on that day."""
 
 class GapPolicy(_GapPolicy, metaclass=_GapPolicyEnumTypeWrapper):
-    """What happens to local times that do not exist (clocks go forward)."""
+    """What happens to local times that do not exist (clocks go forward). Rules that fire in every hour follow the wall clock
+    through any jump instead, and neither lose nor repeat an instant.
+    """
 
 GAP_POLICY_UNSPECIFIED: GapPolicy.ValueType  # 0
 """GAP_POLICY_SHIFT."""
@@ -61,7 +63,7 @@ class _FoldPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FoldPolicy
     """Fire at both."""
 
 class FoldPolicy(_FoldPolicy, metaclass=_FoldPolicyEnumTypeWrapper):
-    """What happens to local times that exist twice (clocks go back)."""
+    """What happens to local times that exist twice (clocks go back); see GapPolicy for rules that fire in every hour."""
 
 FOLD_POLICY_UNSPECIFIED: FoldPolicy.ValueType  # 0
 """FOLD_POLICY_FIRST."""
