@@ -270,9 +270,14 @@ def _unpacked(token: str) -> dict[str, Any] | None:
         cursor = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (ValueError, binascii.Error, RecursionError):
         return None
-    if not isinstance(cursor, dict) or any(isinstance(value, str) and "\x00" in value for value in cursor.values()):
+    if not isinstance(cursor, dict) or not all(map(_is_storable, cursor.values())):
         return None
     return cursor
+
+
+def _is_storable(value: object) -> bool:
+    """Whether Postgres takes it: JSON may escape NUL, and halves of surrogate pairs, which UTF-8 cannot hold."""
+    return not isinstance(value, str) or not any(char == "\x00" or "\ud800" <= char <= "\udfff" for char in value)
 
 
 def _fingerprint(query: str) -> str:

@@ -16,6 +16,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,14 +51,22 @@ _POSTGRES_SETTINGS = {
 class PostgresServer:
     """An embedded Postgres whose data is in `directory`/postgres. Superuser `postgres`, no password, loopback only."""
 
-    def __init__(self, directory: Path, *, port: int | None = None) -> None:
+    def __init__(self, directory: Path, *, port: int | None = None, settings: Mapping[str, str] | None = None) -> None:
+        """`settings` replace our own Postgres settings of the same names."""
         self.port = port or free_port()
         self._uid = pwd.getpwnam("nobody").pw_uid if is_root() else -1
         self._bin = _postgres_binaries()
         self._data = _data_directory(directory / "postgres")
         self._process = Process(
             "postgres",
-            [str(self._bin / "postgres"), "-D", str(self._data), "-p", str(self.port), *_options(_POSTGRES_SETTINGS)],
+            [
+                str(self._bin / "postgres"),
+                "-D",
+                str(self._data),
+                "-p",
+                str(self.port),
+                *_options(_POSTGRES_SETTINGS | dict(settings or {})),
+            ],
             log=directory / "logs" / "postgres.log",
             stop_signal=signal.SIGINT,  # Fast shutdown: ends sessions, writes a checkpoint.
             uid=self._uid,

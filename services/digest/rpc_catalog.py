@@ -20,6 +20,10 @@ from services.digest.rpc_stores import CatalogStore, MovingStore, Press, Timers
 from services.digest.templates import key_of
 
 
+_MOST_TEMPLATES = 12
+"""As many as fit into an answer of 4 MiB, whatever their size."""
+
+
 class _HasId(Protocol):
     @property
     def id(self) -> str: ...
@@ -240,7 +244,7 @@ class CatalogRpc:
 
     async def ListTemplates(self, request: pb.ListTemplatesRequest, context: Context) -> pb.ListTemplatesResponse:
         """See the contract."""
-        limit = _checked(lambda v: check_page_size(v, request.page_size))
+        limit = min(_checked(lambda v: check_page_size(v, request.page_size)), _MOST_TEMPLATES)
         names = ("id", "format", "style", "locale")
         cursor = read_page_token(request.page_token, dict.fromkeys(names, str))
         after = None if cursor is None else (cursor["id"], cursor["format"], cursor["style"], cursor["locale"])

@@ -87,10 +87,12 @@ def subscriber(v: Violations, field: str, one: pb.Subscriber) -> Subscriber:
     """A checked subscriber."""
     if one.quiet_hours:
         v.add(f"{field}.quiet_hours", _LATER)
+    if one.apprise_url:
+        v.add(f"{field}.apprise_url", _LATER)
     zone, locale = one.zone or "UTC", one.locale or "en"
     check_zone(v, f"{field}.zone", zone)
     addresses = {
-        "email": (320, r"[^@\s]+@[^@\s]+", "an email address"),
+        "email": (254, r"[^@\s]+@[^@\s]+", "an email address"),
         "webhook_url": (2048, r"https?://\S+", "an http(s) URL"),
         "apprise_url": (2048, r"[a-zA-Z][a-zA-Z0-9+.-]*://\S+", "an Apprise URL"),
     }
@@ -147,10 +149,19 @@ def subscription(v: Violations, field: str, one: pb.Subscription) -> Subscriptio
 
 
 def _choice(v: Violations, field: str, one: pb.Choice) -> Choice:
+    channel = _channel(v, f"{field}.channel", one.channel)
+    text_format = _format(v, f"{field}.format", one.format)
+    # Otherwise the dispatcher could find nothing in the message that it can send.
+    if text_format and not one.channel:
+        v.add(f"{field}.channel", "must be given together with format")
+    if channel is Channel.WEBHOOK and text_format not in (None, Format.JSON):
+        v.add(f"{field}.format", "must be FORMAT_JSON or unspecified for CHANNEL_WEBHOOK")
+    if channel is Channel.EMAIL and text_format is Format.JSON:
+        v.add(f"{field}.format", "must be FORMAT_HTML, FORMAT_TEXT or unspecified for CHANNEL_EMAIL")
     return Choice(
         cadence=check_type_id(v, f"{field}.cadence", one.cadence),
-        channel=_channel(v, f"{field}.channel", one.channel),
-        format=_format(v, f"{field}.format", one.format),
+        channel=channel,
+        format=text_format,
         style=_style(v, f"{field}.style", one.style),
     )
 
@@ -195,7 +206,7 @@ def _aligned(v: Violations, field: str, one: pb.AlignedCadence) -> Aligned:
         check_zone(v, f"{field}.zone", one.zone)
     if one.WhichOneof("rule") is None:
         v.add(field, "must have exactly one of cron and rrule")
-    elif one.cron:
+    elif one.WhichOneof("rule") == "cron":
         check_text(v, f"{field}.cron", one.cron, longest=256)
     else:
         check_text(v, f"{field}.rrule", one.rrule, longest=256)
@@ -316,6 +327,9 @@ def to_style(style: Style) -> pb.Style.ValueType:
 
 
 def _channel(v: Violations, field: str, value: int) -> Channel | None:
+    if value == pb.CHANNEL_APPRISE:
+        v.add(field, "cannot be CHANNEL_APPRISE, which is not built yet")
+        return None
     name = _enum_name(v, field, value, pb.Channel)
     return Channel[name] if name else None
 

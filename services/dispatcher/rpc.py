@@ -263,7 +263,9 @@ def _checked_address(violations: Violations, channel: str, address: str, prefix:
     if channel not in CHANNELS:
         violations.add(f"{prefix}channel", f"must be one of {', '.join(CHANNELS)}")
     address = check_text(violations, f"{prefix}address", address, longest=MAX_ADDRESS)
-    if address and channel in CHANNELS and not is_valid_address(channel, address):
+    if (size := len(address.encode())) > MAX_ADDRESS:  # It is a key, and Postgres's index takes no longer ones.
+        violations.add(f"{prefix}address", f"must be at most {MAX_ADDRESS:,} bytes as UTF-8, got {size:,}")
+    elif address and channel in CHANNELS and not is_valid_address(channel, address):
         violations.add(f"{prefix}address", f"must be an address of the channel {channel}")
     return channel, address
 

@@ -15,13 +15,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import FieldViolation
-from libs.wire import EARLIEST, from_duration
+from libs.wire import EARLIEST, LATEST, from_duration
 from services.intake.payloads import MAX_PAYLOAD_BYTES, object_problem
 
 Found = list[FieldViolation]
 
 _SECOND_US = 1_000_000
-_MAX_SECONDS = 32_503_680_000  # The year 3000.
+_MAX_SECONDS = int(LATEST.timestamp())
 YEAR = timedelta(days=365)
 LONGEST_AFTER = 10 * YEAR + timedelta(days=3)
 
@@ -36,9 +36,12 @@ is_batch = re.compile(r"[a-z0-9._-]{1,64}").fullmatch
 
 RESERVED = "carillon:"
 
+MAX_CONTENT_BYTES = 384 * 1024
+"""A notification's content in all. An entry must fit into a frame of 512 KiB, with room for what goes around it."""
+
 
 def microseconds(timestamp: Timestamp) -> int:
-    """Since 1970; -1 for a Timestamp that is not valid, or outside of the years 1970 to 2999."""
+    """Since 1970; -1 for a Timestamp that is not valid, or outside of the years 1970 to 2199."""
     if 0 <= timestamp.seconds < _MAX_SECONDS and 0 <= timestamp.nanos < 1_000_000_000:
         return timestamp.seconds * _SECOND_US + timestamp.nanos // 1_000
     return -1
@@ -105,7 +108,7 @@ def check_instant(
     """A Timestamp that is set; its microseconds, -1 when it is wrong. Bounds are inclusive, `after_us` is not."""
     at_us = microseconds(timestamp)
     if at_us < 0:
-        found.append(FieldViolation(field, "must be a valid time, year 1970 to 2999"))
+        found.append(FieldViolation(field, "must be a valid time, year 1970 to 2199"))
     elif after_us is not None and at_us <= after_us:
         found.append(FieldViolation(field, f"must be after {_shown(after_us)}, got {_shown(at_us)}"))
     elif at_us < least_us:
@@ -146,6 +149,8 @@ def check_content(found: Found, field: str, content: timer_pb2.NotificationConte
         content.payload = "{}"
     if content.group_key:
         check_optional_text(found, f"{field}.group_key", content.group_key, 256)
+    if (size := content.ByteSize()) > MAX_CONTENT_BYTES:
+        found.append(FieldViolation(field, f"must be at most {MAX_CONTENT_BYTES // 1024} KiB in all, got {size:,} bytes"))
 
 
 def _check_names(found: Found, field: str, names: Sequence[str], *, most: int) -> None:

@@ -7,6 +7,7 @@ from carillon.scheduler.v1 import timer_pb2
 from libs.conditions import BadCondition, compile_condition
 from libs.errors import FieldViolation
 from libs.recurrence import BadRule, Fold, Gap, Rule, next_after
+from libs.recurrence_cost import check_cost
 from libs.wire import from_timestamp
 from services.intake.rpc_checks import (
     Found,
@@ -19,6 +20,12 @@ from services.intake.rpc_checks import (
 )
 
 MAX_EXCLUSIONS = 366
+_LATER = "is not built yet"
+_ONLY: dict[str, int] = {
+    "misfire_policy": timer_pb2.MISFIRE_POLICY_FIRE_ONCE,
+    "overlap_policy": timer_pb2.OVERLAP_POLICY_ALLOW,
+}
+"""Policies of which the scheduler knows one so far."""
 _LONGEST_COUNTED_US = 31 * 86_400 * 1_000_000
 
 
@@ -75,7 +82,9 @@ def check_rule(found: Found, field: str, recurrence: timer_pb2.Recurrence, now: 
     _check_policies(found, field, recurrence)
     if len(found) == before:
         try:
-            if next_after(_rule_of(recurrence, now), now) is None:
+            rule = _rule_of(recurrence, now)
+            check_cost(rule, now)  # The scheduler reads the rule at each firing, while the whole shard waits.
+            if next_after(rule, now) is None:
                 found.append(FieldViolation(f"{field}.{recurrence.WhichOneof('rule')}", "has no occurrence any more"))
         except BadRule as error:
             found.append(FieldViolation(f"{field}.{error.field}", str(error)))
@@ -97,15 +106,19 @@ def _check_exclusions(found: Found, field: str, recurrence: timer_pb2.Recurrence
         count = len(recurrence.exclusions)
         found.append(FieldViolation(f"{field}.exclusions", f"must have 0-{MAX_EXCLUSIONS} entries, got {count:,}"))
     elif any(microseconds(one) < 0 for one in recurrence.exclusions):
-        found.append(FieldViolation(f"{field}.exclusions", "each must be a valid time, year 1970 to 2999"))
+        found.append(FieldViolation(f"{field}.exclusions", "each must be a valid time, year 1970 to 2199"))
 
 
 def _check_policies(found: Found, field: str, recurrence: timer_pb2.Recurrence) -> None:
-    hour, day = timedelta(hours=1), timedelta(days=1)
+    """What the scheduler does not do yet is refused, never taken and ignored."""
     if recurrence.HasField("jitter"):
-        check_duration(found, f"{field}.jitter", recurrence.jitter, least=timedelta(0), most=hour)
+        jitter = check_duration(
+            found, f"{field}.jitter", recurrence.jitter, least=timedelta(0), most=timedelta(hours=1)
+        )
+        if jitter:
+            found.append(FieldViolation(f"{field}.jitter", f"{_LATER}; leave it out"))
     if recurrence.HasField("catch_up_window"):
-        check_duration(found, f"{field}.catch_up_window", recurrence.catch_up_window, least=timedelta(0), most=30 * day)
+        found.append(FieldViolation(f"{field}.catch_up_window", f"{_LATER}; leave it out"))
     for name, value, enum in (
         ("gap_policy", recurrence.gap_policy, timer_pb2.GapPolicy),
         ("fold_policy", recurrence.fold_policy, timer_pb2.FoldPolicy),
@@ -114,6 +127,9 @@ def _check_policies(found: Found, field: str, recurrence: timer_pb2.Recurrence) 
     ):
         if value not in enum.values():
             found.append(FieldViolation(f"{field}.{name}", f"must be one of {', '.join(enum.keys()[1:])}"))
+        elif name in _ONLY and value not in (0, _ONLY[name]):
+            only = enum.Name(_ONLY[name])
+            found.append(FieldViolation(f"{field}.{name}", f"{_LATER} other than as {only}"))
 
 
 def _rule_of(recurrence: timer_pb2.Recurrence, now: datetime) -> Rule:

@@ -3,11 +3,12 @@
 Every statement that locks several shards does so in order of their numbers, as `TurnStore.fence` does: no deadlocks.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from libs.postgres import Database
+from libs.postgres import Database, Transaction
 from services.scheduler.timer import Mark
 
 _FORGET_ROWS = 10_000
@@ -44,6 +45,16 @@ class LeaseStore:
         self._replica = replica
         self._ttl = ttl
 
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Transaction]:
+        """A transaction that Postgres ends when this process stands still in it: it locks shards that others wait for."""
+        async with self._db.transaction() as tx:
+            await tx.raw.execute(
+                "SELECT set_config('idle_in_transaction_session_timeout', %s, true)",
+                (f"{self._ttl // timedelta(milliseconds=1)}ms",),
+            )
+            yield tx
+
     async def ensure_shards(self, count: int) -> int:
         """Have `count` shard rows where there are none yet; returns how many there are now."""
         async with self._db.transaction() as tx:
@@ -58,7 +69,7 @@ class LeaseStore:
 
     async def renew(self, held: Mapping[int, int]) -> Situation:
         """Say that we are alive, renew the shards we hold in these epochs, and look around."""
-        async with self._db.transaction() as tx:
+        async with self._transaction() as tx:
             await tx.raw.execute(
                 "INSERT INTO member (replica, until) VALUES (%s, clock_timestamp() + %s)"
                 " ON CONFLICT (replica) DO UPDATE SET until = EXCLUDED.until",
@@ -90,7 +101,7 @@ class LeaseStore:
         One that a transaction has locked is left out: an owner's turn is committing, or stands still until Postgres
         ends it. Waiting for it here would keep our other leases from being renewed.
         """
-        async with self._db.transaction() as tx:
+        async with self._transaction() as tx:
             cursor = await tx.raw.execute(
                 "UPDATE shard SET epoch = epoch + 1, holder = %s, lease_until = clock_timestamp() + %s"
                 " WHERE shard IN (SELECT shard FROM shard WHERE shard = ANY(%s)"
@@ -114,7 +125,7 @@ class LeaseStore:
 
     async def release(self, held: Mapping[int, int], *, is_leaving: bool) -> None:
         """Give shards back, so that others can take them at once; `is_leaving` also ends our membership."""
-        async with self._db.transaction() as tx:
+        async with self._transaction() as tx:
             await tx.raw.execute(
                 "UPDATE shard SET holder = NULL, lease_until = NULL FROM (SELECT shard FROM shard"
                 " JOIN unnest(%s::int[], %s::bigint[]) AS ours (shard, epoch) USING (shard, epoch)"

@@ -170,6 +170,14 @@ async def test_what_is_in_use_cannot_be_deleted(rig: Rig) -> None:
         ("PutSubscribers", {"subscribers": [{"id": "a", "zone": "Nowhere"}]}, "subscribers[0].zone"),
         ("PutSubscribers", {"subscribers": [{"id": "a", "email": "a@b\r\nBcc: c"}]}, "subscribers[0].email"),
         ("PutSubscribers", {"subscribers": [{"id": "a"}, {"id": "a"}]}, "subscribers[1].id"),
+        ("PutSubscribers", {"subscribers": [{"id": "a", "email": "a" * 250 + "@b.example"}]}, "subscribers[0].email"),
+        ("PutSubscribers", {"subscribers": [{"id": "a", "apprise_url": "slack://x"}]}, "subscribers[0].apprise_url"),
+        (
+            "PutNotificationType",
+            {"notification_type": {"id": "a", "name": "n", "default_channel": pb.CHANNEL_APPRISE}},
+            "notification_type.default_channel",
+        ),
+        ("PutCadence", {"cadence": pb.Cadence(id="c", aligned=pb.AlignedCadence(cron=""))}, "cadence.aligned.cron"),
         (
             "PutSubscribers",
             {"subscribers": [{"id": "a", "quiet_hours": [pb.QuietHours()]}]},
@@ -208,6 +216,48 @@ async def test_what_is_wrong_is_refused_and_named(rig: Rig, method: str, fields:
     with pytest.raises(InvalidArgument) as caught:
         await rig.call(method, **fields)
     assert field in [violation.field for violation in caught.value.violations]
+
+
+@pytest.mark.parametrize(
+    ("choice", "field"),
+    [
+        ({"channel": pb.CHANNEL_APPRISE}, "channel"),
+        ({"channel": pb.CHANNEL_WEBHOOK, "format": pb.FORMAT_HTML}, "format"),
+        ({"channel": pb.CHANNEL_EMAIL, "format": pb.FORMAT_JSON}, "format"),
+        ({"format": pb.FORMAT_TEXT}, "channel"),
+        ({"channel": 9}, "channel"),
+        ({"style": 9}, "style"),
+    ],
+)
+async def test_a_choice_that_could_not_be_sent_is_refused(rig: Rig, choice: dict[str, Any], field: str) -> None:
+    """A webhook takes JSON only, an email none; Apprise comes later."""
+    await rig.put_subscriber("ann")
+    with pytest.raises(InvalidArgument) as caught:
+        await rig.subscribe("ann", "immediate", **choice)
+    assert [violation.field for violation in caught.value.violations] == [f"subscriptions[0].choices[0].{field}"]
+
+
+async def test_an_answer_stays_below_what_clients_take(rig: Rig) -> None:
+    """4 MiB: a digest's later items come without their payloads, and of large templates a page has fewer."""
+    await rig.put_daily()
+    await rig.put_type(default_cadence="daily")
+    await rig.put_subscriber("ann")
+    for number in range(60):
+        await rig.apply(rig.notification("ann", payload={"n": number, "text": "x" * 60_000}))
+    rig.clock.at = START + timedelta(days=1)
+    await rig.due()
+    await rig.close()
+    (digest,) = (await rig.call("ListDigests")).digests
+    answer = await rig.call("GetDigest", id=digest.id)
+    assert (len(answer.items), len([one for one in answer.items if one.payload])) == (60, 52)
+    assert answer.ByteSize() < 4 << 20
+    for number in range(13):
+        one = pb.Template(id=f"t{number:02}", format=pb.FORMAT_TEXT, body="x" * (256 << 10))
+        await rig.call("PutTemplate", template=one)
+    page = await rig.call("ListTemplates", page_size=1_000)
+    assert page.ByteSize() < 4 << 20
+    rest = await rig.call("ListTemplates", page_token=page.next_page_token)
+    assert [one.id for one in [*page.templates, *rest.templates]] == [f"t{number:02}" for number in range(13)]
 
 
 async def test_a_template_error_says_where(rig: Rig) -> None:

@@ -95,6 +95,38 @@ async def test_inv3_the_fence_holds_until_the_transaction_ends(world: SchedulerW
     assert {grant.shard for grant in await store.take([1])} == {1}
 
 
+@pytest.mark.parametrize("stops_in", ["renew", "turn"])
+async def test_inv3_a_process_that_stops_in_a_transaction_does_not_keep_its_shards(
+    world: SchedulerWorld, stops_in: str
+) -> None:
+    """Postgres ends the transaction after a lease, in a renewal as in a turn, and somebody else can take them."""
+    stopped = LeaseStore(world.db, replica="a", ttl=SECOND)
+    await stopped.ensure_shards(SHARDS)
+    held = {grant.shard: grant.epoch for grant in await stopped.take(range(SHARDS))}
+    holding = asyncio.Event()
+
+    async def stop() -> None:
+        if stops_in == "renew":
+            async with stopped._transaction() as tx:
+                await tx.raw.execute("UPDATE shard SET lease_until = clock_timestamp()")
+                holding.set()
+                await asyncio.sleep(5)
+        else:
+            async with world.db.transaction() as tx:
+                await TurnStore().fence(tx, held, longest_pause=SECOND)
+                holding.set()
+                await asyncio.sleep(5)
+
+    stopping = asyncio.create_task(stop())
+    await holding.wait()
+    successor = LeaseStore(world.db, replica="b", ttl=SECOND)
+    async with asyncio.timeout(3):
+        while len(await successor.take(range(SHARDS))) < SHARDS:
+            await asyncio.sleep(0.05)
+    stopping.cancel()
+    await asyncio.gather(stopping, return_exceptions=True)
+
+
 async def test_a_replica_goes_on_after_a_moment_without_trust(world: SchedulerWorld) -> None:
     """It stands still while it cannot renew; when nobody took its shards, it keeps epochs and timers."""
     await world.start("a")

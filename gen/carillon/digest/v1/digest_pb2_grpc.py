@@ -32,7 +32,8 @@ class DigestServiceStub:
     return. Delete of what is not there answers OK.
     Errors: INVALID_ARGUMENT (BadRequest names each field), NOT_FOUND (Get), FAILED_PRECONDITION (names what must exist
     first, or still uses it), UNAUTHENTICATED, PERMISSION_DENIED (another tenant), RESOURCE_EXHAUSTED, UNAVAILABLE (retry).
-    Lists: page_size 1 to 1,000 (0: 100), page_token from the answer before with the same filters, ordered by id.
+    Lists: page_size 1 to 1,000 (0: 100), page_token from the answer before with the same filters, ordered by id. A page may
+    hold fewer than page_size and yet not be the last: next_page_token says.
     """
 
     def __init__(self, channel):
@@ -180,7 +181,8 @@ class DigestServiceServicer:
     return. Delete of what is not there answers OK.
     Errors: INVALID_ARGUMENT (BadRequest names each field), NOT_FOUND (Get), FAILED_PRECONDITION (names what must exist
     first, or still uses it), UNAUTHENTICATED, PERMISSION_DENIED (another tenant), RESOURCE_EXHAUSTED, UNAVAILABLE (retry).
-    Lists: page_size 1 to 1,000 (0: 100), page_token from the answer before with the same filters, ordered by id.
+    Lists: page_size 1 to 1,000 (0: 100), page_token from the answer before with the same filters, ordered by id. A page may
+    hold fewer than page_size and yet not be the last: next_page_token says.
     """
 
     def PutNotificationType(self, request, context):
@@ -322,7 +324,8 @@ class DigestServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PreviewDigest(self, request, context):
-        """Renders an open window as it would go out now, without closing it. Read only. NOT_FOUND.
+        """Renders an open window as it would go out now, without closing it; of several parts the first. Read only. NOT_FOUND;
+        FAILED_PRECONDITION when it cannot be rendered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -505,7 +508,8 @@ class DigestService:
     return. Delete of what is not there answers OK.
     Errors: INVALID_ARGUMENT (BadRequest names each field), NOT_FOUND (Get), FAILED_PRECONDITION (names what must exist
     first, or still uses it), UNAUTHENTICATED, PERMISSION_DENIED (another tenant), RESOURCE_EXHAUSTED, UNAVAILABLE (retry).
-    Lists: page_size 1 to 1,000 (0: 100), page_token from the answer before with the same filters, ordered by id.
+    Lists: page_size 1 to 1,000 (0: 100), page_token from the answer before with the same filters, ordered by id. A page may
+    hold fewer than page_size and yet not be the last: next_page_token says.
     """
 
     @staticmethod

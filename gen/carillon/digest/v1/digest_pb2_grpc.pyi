@@ -33,7 +33,8 @@ class DigestServiceStub:
     return. Delete of what is not there answers OK.
     Errors: INVALID_ARGUMENT (BadRequest names each field), NOT_FOUND (Get), FAILED_PRECONDITION (names what must exist
     first, or still uses it), UNAUTHENTICATED, PERMISSION_DENIED (another tenant), RESOURCE_EXHAUSTED, UNAVAILABLE (retry).
-    Lists: page_size 1 to 1,000 (0: 100), page_token from the answer before with the same filters, ordered by id.
+    Lists: page_size 1 to 1,000 (0: 100), page_token from the answer before with the same filters, ordered by id. A page may
+    hold fewer than page_size and yet not be the last: next_page_token says.
     """
 
     @_typing.overload
@@ -76,7 +77,9 @@ class DigestServiceStub:
     ListWindows: _grpc.UnaryUnaryMultiCallable[_digest_pb2.ListWindowsRequest, _digest_pb2.ListWindowsResponse]
     """What is waiting: windows with their number of items. Read only."""
     PreviewDigest: _grpc.UnaryUnaryMultiCallable[_digest_pb2.PreviewDigestRequest, _digest_pb2.PreviewDigestResponse]
-    """Renders an open window as it would go out now, without closing it. Read only. NOT_FOUND."""
+    """Renders an open window as it would go out now, without closing it; of several parts the first. Read only. NOT_FOUND;
+    FAILED_PRECONDITION when it cannot be rendered.
+    """
     ListDigests: _grpc.UnaryUnaryMultiCallable[_digest_pb2.ListDigestsRequest, _digest_pb2.ListDigestsResponse]
     """Digests that went out, newest first. Read only."""
     GetDigest: _grpc.UnaryUnaryMultiCallable[_digest_pb2.GetDigestRequest, _digest_pb2.GetDigestResponse]
@@ -96,7 +99,8 @@ class DigestServiceAsyncStub(DigestServiceStub):
     return. Delete of what is not there answers OK.
     Errors: INVALID_ARGUMENT (BadRequest names each field), NOT_FOUND (Get), FAILED_PRECONDITION (names what must exist
     first, or still uses it), UNAUTHENTICATED, PERMISSION_DENIED (another tenant), RESOURCE_EXHAUSTED, UNAVAILABLE (retry).
-    Lists: page_size 1 to 1,000 (0: 100), page_token from the answer before with the same filters, ordered by id.
+    Lists: page_size 1 to 1,000 (0: 100), page_token from the answer before with the same filters, ordered by id. A page may
+    hold fewer than page_size and yet not be the last: next_page_token says.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -136,7 +140,9 @@ class DigestServiceAsyncStub(DigestServiceStub):
     ListWindows: _aio.UnaryUnaryMultiCallable[_digest_pb2.ListWindowsRequest, _digest_pb2.ListWindowsResponse]  # type: ignore[assignment]
     """What is waiting: windows with their number of items. Read only."""
     PreviewDigest: _aio.UnaryUnaryMultiCallable[_digest_pb2.PreviewDigestRequest, _digest_pb2.PreviewDigestResponse]  # type: ignore[assignment]
-    """Renders an open window as it would go out now, without closing it. Read only. NOT_FOUND."""
+    """Renders an open window as it would go out now, without closing it; of several parts the first. Read only. NOT_FOUND;
+    FAILED_PRECONDITION when it cannot be rendered.
+    """
     ListDigests: _aio.UnaryUnaryMultiCallable[_digest_pb2.ListDigestsRequest, _digest_pb2.ListDigestsResponse]  # type: ignore[assignment]
     """Digests that went out, newest first. Read only."""
     GetDigest: _aio.UnaryUnaryMultiCallable[_digest_pb2.GetDigestRequest, _digest_pb2.GetDigestResponse]  # type: ignore[assignment]
@@ -155,7 +161,8 @@ class DigestServiceServicer(metaclass=_abc_1.ABCMeta):
     return. Delete of what is not there answers OK.
     Errors: INVALID_ARGUMENT (BadRequest names each field), NOT_FOUND (Get), FAILED_PRECONDITION (names what must exist
     first, or still uses it), UNAUTHENTICATED, PERMISSION_DENIED (another tenant), RESOURCE_EXHAUSTED, UNAVAILABLE (retry).
-    Lists: page_size 1 to 1,000 (0: 100), page_token from the answer before with the same filters, ordered by id.
+    Lists: page_size 1 to 1,000 (0: 100), page_token from the answer before with the same filters, ordered by id. A page may
+    hold fewer than page_size and yet not be the last: next_page_token says.
     """
 
     @_abc_1.abstractmethod
@@ -325,7 +332,9 @@ class DigestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _digest_pb2.PreviewDigestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_digest_pb2.PreviewDigestResponse, _abc.Awaitable[_digest_pb2.PreviewDigestResponse]]:
-        """Renders an open window as it would go out now, without closing it. Read only. NOT_FOUND."""
+        """Renders an open window as it would go out now, without closing it; of several parts the first. Read only. NOT_FOUND;
+        FAILED_PRECONDITION when it cannot be rendered.
+        """
 
     @_abc_1.abstractmethod
     def ListDigests(

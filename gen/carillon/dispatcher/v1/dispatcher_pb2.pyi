@@ -263,7 +263,7 @@ class GetDeliveryResponse(_message.Message):
     def delivery(self) -> Global___Delivery: ...
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
-        """In order."""
+        """In order, at most 1,000."""
 
     def __init__(
         self,
@@ -311,7 +311,7 @@ class ListDeadLettersResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
-        """Dead and held, newest first."""
+        """Dead and held, those given up last first."""
 
     def __init__(
         self,
@@ -334,9 +334,10 @@ class RedriveRequest(_message.Message):
     DELIVERY_IDS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
+    """1-128 characters."""
     @_builtins.property
     def delivery_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to 1,000 UUIDs."""
+        """1 to 1,000 UUIDs; the same one twice counts once."""
 
     def __init__(
         self,
@@ -383,13 +384,15 @@ class Suppression(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
-    """email, webhook or apprise."""
+    """email, webhook, apprise or log."""
     address: _builtins.str
     """1-2,048 characters; email addresses without regard to case."""
     reason: _builtins.str
     """Why, 1-512 characters."""
     @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was first stored; ignored in Put."""
+
     def __init__(
         self,
         *,
@@ -453,6 +456,7 @@ class DeleteSuppressionRequest(_message.Message):
     CHANNEL_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
+    """As in Suppression."""
     address: _builtins.str
     def __init__(
         self,
@@ -514,7 +518,9 @@ class ListSuppressionsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty on the last page."""
     @_builtins.property
-    def suppressions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Suppression]: ...
+    def suppressions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Suppression]:
+        """By channel and address."""
+
     def __init__(
         self,
         *,
@@ -535,7 +541,7 @@ class ExplainRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """1-256 characters."""
+    """1-256 characters; of anything but a UUID the dispatcher knows nothing."""
     def __init__(
         self,
         *,

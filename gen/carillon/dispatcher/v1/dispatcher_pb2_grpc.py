@@ -100,15 +100,16 @@ class DispatcherServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDeadLetters(self, request, context):
-        """Deliveries that were given up or are held, and link frames that could not be applied. Read only.
+        """Deliveries that were given up or are held. Read only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Redrive(self, request, context):
-        """Sends dead or held deliveries again. Idempotent by key (1-128 characters, kept 7 days; same key and other content:
-        ALREADY_EXISTS). FAILED_PRECONDITION per delivery that is neither dead nor held.
+        """Sends dead or held deliveries again: all of them, or none. Idempotent by key, which must be given (1-128 characters,
+        kept 7 days; same key and other content: ALREADY_EXISTS). NOT_FOUND and FAILED_PRECONDITION name the first deliveries
+        that do not exist, or are neither dead nor held.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

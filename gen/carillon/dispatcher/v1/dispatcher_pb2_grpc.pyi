@@ -41,10 +41,11 @@ class DispatcherServiceStub:
     GetDelivery: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.GetDeliveryRequest, _dispatcher_pb2.GetDeliveryResponse]
     """One delivery with its attempts. Read only. NOT_FOUND."""
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ListDeadLettersRequest, _dispatcher_pb2.ListDeadLettersResponse]
-    """Deliveries that were given up or are held, and link frames that could not be applied. Read only."""
+    """Deliveries that were given up or are held. Read only."""
     Redrive: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.RedriveRequest, _dispatcher_pb2.RedriveResponse]
-    """Sends dead or held deliveries again. Idempotent by key (1-128 characters, kept 7 days; same key and other content:
-    ALREADY_EXISTS). FAILED_PRECONDITION per delivery that is neither dead nor held.
+    """Sends dead or held deliveries again: all of them, or none. Idempotent by key, which must be given (1-128 characters,
+    kept 7 days; same key and other content: ALREADY_EXISTS). NOT_FOUND and FAILED_PRECONDITION name the first deliveries
+    that do not exist, or are neither dead nor held.
     """
     PutSuppression: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.PutSuppressionRequest, _dispatcher_pb2.PutSuppressionResponse]
     """Never sends to an address again. Idempotent by nature."""
@@ -68,10 +69,11 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
     GetDelivery: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.GetDeliveryRequest, _dispatcher_pb2.GetDeliveryResponse]  # type: ignore[assignment]
     """One delivery with its attempts. Read only. NOT_FOUND."""
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ListDeadLettersRequest, _dispatcher_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
-    """Deliveries that were given up or are held, and link frames that could not be applied. Read only."""
+    """Deliveries that were given up or are held. Read only."""
     Redrive: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.RedriveRequest, _dispatcher_pb2.RedriveResponse]  # type: ignore[assignment]
-    """Sends dead or held deliveries again. Idempotent by key (1-128 characters, kept 7 days; same key and other content:
-    ALREADY_EXISTS). FAILED_PRECONDITION per delivery that is neither dead nor held.
+    """Sends dead or held deliveries again: all of them, or none. Idempotent by key, which must be given (1-128 characters,
+    kept 7 days; same key and other content: ALREADY_EXISTS). NOT_FOUND and FAILED_PRECONDITION name the first deliveries
+    that do not exist, or are neither dead nor held.
     """
     PutSuppression: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.PutSuppressionRequest, _dispatcher_pb2.PutSuppressionResponse]  # type: ignore[assignment]
     """Never sends to an address again. Idempotent by nature."""
@@ -110,7 +112,7 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dispatcher_pb2.ListDeadLettersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dispatcher_pb2.ListDeadLettersResponse, _abc.Awaitable[_dispatcher_pb2.ListDeadLettersResponse]]:
-        """Deliveries that were given up or are held, and link frames that could not be applied. Read only."""
+        """Deliveries that were given up or are held. Read only."""
 
     @_abc_1.abstractmethod
     def Redrive(
@@ -118,8 +120,9 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dispatcher_pb2.RedriveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dispatcher_pb2.RedriveResponse, _abc.Awaitable[_dispatcher_pb2.RedriveResponse]]:
-        """Sends dead or held deliveries again. Idempotent by key (1-128 characters, kept 7 days; same key and other content:
-        ALREADY_EXISTS). FAILED_PRECONDITION per delivery that is neither dead nor held.
+        """Sends dead or held deliveries again: all of them, or none. Idempotent by key, which must be given (1-128 characters,
+        kept 7 days; same key and other content: ALREADY_EXISTS). NOT_FOUND and FAILED_PRECONDITION name the first deliveries
+        that do not exist, or are neither dead nor held.
         """
 
     @_abc_1.abstractmethod

@@ -507,9 +507,9 @@ class EntitySelector(_message.Message):
     ENTITY_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     entity: _builtins.str
-    """1-256 characters."""
+    """1-256 characters, not starting with "carillon:"."""
     type: _builtins.str
-    """Timers of this type, and notifications of this notification type. Empty: all."""
+    """Timers of this type, and notifications of this notification type, 0-128 characters of [a-zA-Z0-9._/-]. Empty: all."""
     def __init__(
         self,
         *,
@@ -533,7 +533,7 @@ class TimelineSelector(_message.Message):
     entity: _builtins.str
     """The entity it was started for, 1-256 characters."""
     timeline: _builtins.str
-    """The timeline's name. All its runs for the entity."""
+    """The timeline's name, 1-128 characters of [a-z0-9._/-]. All its runs for the entity."""
     def __init__(
         self,
         *,
@@ -778,7 +778,7 @@ class EntityFacts(_message.Message):
     entity: _builtins.str
     """1-256 characters."""
     facts: _builtins.str
-    """A JSON object, UTF-8, at most 16 KiB: strings, numbers, booleans, lists, objects; null removes a fact."""
+    """A JSON object, UTF-8, at most 16 KiB, nested at most 64 deep; null removes a fact."""
     def __init__(
         self,
         *,
@@ -856,7 +856,7 @@ class TimelineStart(_message.Message):
     ENTITY_FIELD_NUMBER: _builtins.int
     ANCHOR_TIME_FIELD_NUMBER: _builtins.int
     timeline: _builtins.str
-    """The timeline's name."""
+    """The timeline's name, 1-128 characters of [a-z0-9._/-]."""
     entity: _builtins.str
     """1-256 characters."""
     @_builtins.property
@@ -955,11 +955,11 @@ class Request(_message.Message):
     """What templates may say about it: a JSON object, UTF-8, at most 64 KiB."""
     @_builtins.property
     def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Providers' subscriber ids, at most 100. Empty: looked up from the item."""
+        """Providers' subscriber ids, at most 100, each 1-256 characters. Empty: looked up from the item."""
 
     @_builtins.property
     def answer_within(self) -> _duration_pb2.Duration:
-        """The answer-by date counted from now, 1 minute to 1 year. Absent: 7 days."""
+        """The answer-by date counted from now, 1 minute to 366 days. Absent: 7 days."""
 
     def __init__(
         self,
@@ -1206,6 +1206,7 @@ class LoggedResponse(_message.Message):
     id: _builtins.str
     provider: _builtins.str
     payload: _builtins.str
+    """Empty in lists, and in GetRequest where the payloads of the answers before add up to 3 MiB."""
     @_builtins.property
     def receive_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -1383,7 +1384,7 @@ class ItemProviders(_message.Message):
     """An item id, or a pattern with * at its end; 1-256 characters. The exact id wins, then the longest pattern."""
     @_builtins.property
     def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Subscriber ids, 0 to 100; none removes the entry."""
+        """Subscriber ids, 0 to 100, each 1-256 characters; none removes the entry."""
 
     def __init__(
         self,
@@ -1406,7 +1407,7 @@ class PutItemProvidersRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemProviders]:
-        """1 to 1,000."""
+        """1 to 1,000; of two for one item the last counts."""
 
     def __init__(
         self,
@@ -1449,7 +1450,9 @@ class TriggerBatchRequest(_message.Message):
     wait_for: Global___WaitFor.ValueType
     @_builtins.property
     def window_start_time(self) -> _timestamp_pb2.Timestamp:
-        """The logical window is (start, end]. End absent: now. At most 5 minutes ahead."""
+        """The logical window is (start, end], at most 5 minutes ahead. End absent: now. Start is only kept on record and must be
+        before end: what an earlier run missed goes out too.
+        """
 
     @_builtins.property
     def window_end_time(self) -> _timestamp_pb2.Timestamp: ...
@@ -1587,7 +1590,7 @@ class ExplainRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """A request, notification or schedule id; 1-256 characters."""
+    """A request's or response's id, or the entity carillon:request:<id>; 1-256 characters."""
     def __init__(
         self,
         *,

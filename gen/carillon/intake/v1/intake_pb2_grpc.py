@@ -33,7 +33,9 @@ class IntakeServiceStub:
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
     RESOURCE_EXHAUSTED (a limit or backlog is full; RetryInfo says when to come back), UNAVAILABLE (nothing stored; retry with
-    the same key). A call with several items stores all that are valid and says per item what is wrong with the others.
+    the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
+    valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
+    A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
     A deadline that passes after the commit is not an error: the answer says `is_applied = false`.
     """
 
@@ -153,7 +155,9 @@ class IntakeServiceServicer:
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
     RESOURCE_EXHAUSTED (a limit or backlog is full; RetryInfo says when to come back), UNAVAILABLE (nothing stored; retry with
-    the same key). A call with several items stores all that are valid and says per item what is wrong with the others.
+    the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
+    valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
+    A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
     A deadline that passes after the commit is not an error: the answer says `is_applied = false`.
     """
 
@@ -166,6 +170,7 @@ class IntakeServiceServicer:
 
     def NotifyStream(self, request_iterator, context):
         """Notify in bulk: one answer per batch, in order; at most 16 batches are under way, then reading stops (flow control).
+        The first batch that fails as a whole ends the stream with its error; repeat what was not answered, with the same keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,14 +199,14 @@ class IntakeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Reschedule(self, request, context):
-        """Moves waiting timers to another due time. NOT_FOUND per id that is not waiting.
+        """Moves waiting timers to another due time. NOT_FOUND per id that is not waiting. Not built yet: UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Holds waiting timers back. Pausing what is paused changes nothing.
+        """Holds waiting timers back. Pausing what is paused changes nothing. Not built yet: UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,6 +214,7 @@ class IntakeServiceServicer:
 
     def Resume(self, request, context):
         """Lets paused timers go on; what came due meanwhile follows its misfire policy. Resuming what is not paused changes nothing.
+        Not built yet: UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,7 +229,7 @@ class IntakeServiceServicer:
 
     def StartTimeline(self, request, context):
         """Starts a timeline for an entity. Idempotent per (timeline, entity, anchor): a second start changes nothing.
-        FAILED_PRECONDITION when no such timeline is stored.
+        FAILED_PRECONDITION per start of a timeline that is not stored; the scheduler says so, so only where is_applied.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -231,7 +237,7 @@ class IntakeServiceServicer:
 
     def SubmitRequest(self, request, context):
         """Logs requests to providers: 1 to 1,000. Each provider hears with the batch's next email, the customer gets the summary
-        at the answer-by date. FAILED_PRECONDITION when no provider is named and none is known for the item.
+        at the answer-by date. FAILED_PRECONDITION per request that names no provider, where none is known for the item.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -246,7 +252,7 @@ class IntakeServiceServicer:
 
     def RecordResponse(self, request, context):
         """Logs providers' answers: 1 to 1,000. The customer hears with the batch's next email. NOT_FOUND per unknown request,
-        PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that is over.
+        PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that is over, or has 1,000 answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -274,7 +280,8 @@ class IntakeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutItemProviders(self, request, context):
-        """Which providers offer an item (exact id, or a pattern with *). Idempotent by nature: replaces the item's list.
+        """Which providers offer an item (exact id, or a pattern with *). Idempotent by nature: replaces the item's list. All
+        entries are stored, or none: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -290,14 +297,15 @@ class IntakeServiceServicer:
 
     def ReportOutcome(self, request, context):
         """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). NOT_FOUND per
-        timer that expects no report.
+        timer that expects no report. Not built yet: UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """What intake knows of an id (request, notification, schedule). Read only. Empty when it knows nothing.
+        """What intake knows of an id (request or response). Read only. Empty when it knows nothing: notifications and schedules are
+        their owners' once they are accepted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -422,7 +430,9 @@ class IntakeService:
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
     RESOURCE_EXHAUSTED (a limit or backlog is full; RetryInfo says when to come back), UNAVAILABLE (nothing stored; retry with
-    the same key). A call with several items stores all that are valid and says per item what is wrong with the others.
+    the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
+    valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
+    A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
     A deadline that passes after the commit is not an error: the answer says `is_applied = false`.
     """
 

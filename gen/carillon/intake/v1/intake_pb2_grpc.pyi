@@ -34,7 +34,9 @@ class IntakeServiceStub:
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
     RESOURCE_EXHAUSTED (a limit or backlog is full; RetryInfo says when to come back), UNAVAILABLE (nothing stored; retry with
-    the same key). A call with several items stores all that are valid and says per item what is wrong with the others.
+    the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
+    valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
+    A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
     A deadline that passes after the commit is not an error: the answer says `is_applied = false`.
     """
 
@@ -45,7 +47,9 @@ class IntakeServiceStub:
     Notify: _grpc.UnaryUnaryMultiCallable[_intake_pb2.NotifyRequest, _intake_pb2.NotifyResponse]
     """Something happened: tell the subscribers. 1 to 1,000 notifications."""
     NotifyStream: _grpc.StreamStreamMultiCallable[_intake_pb2.NotifyStreamRequest, _intake_pb2.NotifyStreamResponse]
-    """Notify in bulk: one answer per batch, in order; at most 16 batches are under way, then reading stops (flow control)."""
+    """Notify in bulk: one answer per batch, in order; at most 16 batches are under way, then reading stops (flow control).
+    The first batch that fails as a whole ends the stream with its error; repeat what was not answered, with the same keys.
+    """
     Schedule: _grpc.UnaryUnaryMultiCallable[_intake_pb2.ScheduleRequest, _intake_pb2.ScheduleResponse]
     """Do something later, again and again, or only if: 1 to 1,000 schedules. A due time in the past fires at once."""
     ScheduleStream: _grpc.StreamStreamMultiCallable[_intake_pb2.ScheduleStreamRequest, _intake_pb2.ScheduleStreamResponse]
@@ -55,26 +59,28 @@ class IntakeServiceStub:
     a digest rendered afterwards (INV-4). Cancelling nothing is not an error: the counts are 0.
     """
     Reschedule: _grpc.UnaryUnaryMultiCallable[_intake_pb2.RescheduleRequest, _intake_pb2.RescheduleResponse]
-    """Moves waiting timers to another due time. NOT_FOUND per id that is not waiting."""
+    """Moves waiting timers to another due time. NOT_FOUND per id that is not waiting. Not built yet: UNIMPLEMENTED."""
     Pause: _grpc.UnaryUnaryMultiCallable[_intake_pb2.PauseRequest, _intake_pb2.PauseResponse]
-    """Holds waiting timers back. Pausing what is paused changes nothing."""
+    """Holds waiting timers back. Pausing what is paused changes nothing. Not built yet: UNIMPLEMENTED."""
     Resume: _grpc.UnaryUnaryMultiCallable[_intake_pb2.ResumeRequest, _intake_pb2.ResumeResponse]
-    """Lets paused timers go on; what came due meanwhile follows its misfire policy. Resuming what is not paused changes nothing."""
+    """Lets paused timers go on; what came due meanwhile follows its misfire policy. Resuming what is not paused changes nothing.
+    Not built yet: UNIMPLEMENTED.
+    """
     PutFacts: _grpc.UnaryUnaryMultiCallable[_intake_pb2.PutFactsRequest, _intake_pb2.PutFactsResponse]
     """Merges facts into what is known of an entity (RFC 7396: null removes). Conditions read them."""
     StartTimeline: _grpc.UnaryUnaryMultiCallable[_intake_pb2.StartTimelineRequest, _intake_pb2.StartTimelineResponse]
     """Starts a timeline for an entity. Idempotent per (timeline, entity, anchor): a second start changes nothing.
-    FAILED_PRECONDITION when no such timeline is stored.
+    FAILED_PRECONDITION per start of a timeline that is not stored; the scheduler says so, so only where is_applied.
     """
     SubmitRequest: _grpc.UnaryUnaryMultiCallable[_intake_pb2.SubmitRequestRequest, _intake_pb2.SubmitRequestResponse]
     """Logs requests to providers: 1 to 1,000. Each provider hears with the batch's next email, the customer gets the summary
-    at the answer-by date. FAILED_PRECONDITION when no provider is named and none is known for the item.
+    at the answer-by date. FAILED_PRECONDITION per request that names no provider, where none is known for the item.
     """
     SubmitRequestStream: _grpc.StreamStreamMultiCallable[_intake_pb2.SubmitRequestStreamRequest, _intake_pb2.SubmitRequestStreamResponse]
     """SubmitRequest in bulk; as NotifyStream."""
     RecordResponse: _grpc.UnaryUnaryMultiCallable[_intake_pb2.RecordResponseRequest, _intake_pb2.RecordResponseResponse]
     """Logs providers' answers: 1 to 1,000. The customer hears with the batch's next email. NOT_FOUND per unknown request,
-    PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that is over.
+    PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that is over, or has 1,000 answers.
     """
     RecordResponseStream: _grpc.StreamStreamMultiCallable[_intake_pb2.RecordResponseStreamRequest, _intake_pb2.RecordResponseStreamResponse]
     """RecordResponse in bulk; as NotifyStream."""
@@ -83,17 +89,21 @@ class IntakeServiceStub:
     ListRequests: _grpc.UnaryUnaryMultiCallable[_intake_pb2.ListRequestsRequest, _intake_pb2.ListRequestsResponse]
     """Requests, newest first. Read only."""
     PutItemProviders: _grpc.UnaryUnaryMultiCallable[_intake_pb2.PutItemProvidersRequest, _intake_pb2.PutItemProvidersResponse]
-    """Which providers offer an item (exact id, or a pattern with *). Idempotent by nature: replaces the item's list."""
+    """Which providers offer an item (exact id, or a pattern with *). Idempotent by nature: replaces the item's list. All
+    entries are stored, or none: INVALID_ARGUMENT.
+    """
     TriggerBatch: _grpc.UnaryUnaryMultiCallable[_intake_pb2.TriggerBatchRequest, _intake_pb2.TriggerBatchResponse]
     """Closes a batch's windows: everybody with something waiting in it gets one message. Idempotent by nature per (batch,
     window_end_time): a second run changes nothing. This is what a CronJob calls.
     """
     ReportOutcome: _grpc.UnaryUnaryMultiCallable[_intake_pb2.ReportOutcomeRequest, _intake_pb2.ReportOutcomeResponse]
     """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). NOT_FOUND per
-    timer that expects no report.
+    timer that expects no report. Not built yet: UNIMPLEMENTED.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_intake_pb2.ExplainRequest, _intake_pb2.ExplainResponse]
-    """What intake knows of an id (request, notification, schedule). Read only. Empty when it knows nothing."""
+    """What intake knows of an id (request or response). Read only. Empty when it knows nothing: notifications and schedules are
+    their owners' once they are accepted.
+    """
 
 @_typing.type_check_only
 class IntakeServiceAsyncStub(IntakeServiceStub):
@@ -104,7 +114,9 @@ class IntakeServiceAsyncStub(IntakeServiceStub):
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
     RESOURCE_EXHAUSTED (a limit or backlog is full; RetryInfo says when to come back), UNAVAILABLE (nothing stored; retry with
-    the same key). A call with several items stores all that are valid and says per item what is wrong with the others.
+    the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
+    valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
+    A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
     A deadline that passes after the commit is not an error: the answer says `is_applied = false`.
     """
 
@@ -112,7 +124,9 @@ class IntakeServiceAsyncStub(IntakeServiceStub):
     Notify: _aio.UnaryUnaryMultiCallable[_intake_pb2.NotifyRequest, _intake_pb2.NotifyResponse]  # type: ignore[assignment]
     """Something happened: tell the subscribers. 1 to 1,000 notifications."""
     NotifyStream: _aio.StreamStreamMultiCallable[_intake_pb2.NotifyStreamRequest, _intake_pb2.NotifyStreamResponse]  # type: ignore[assignment]
-    """Notify in bulk: one answer per batch, in order; at most 16 batches are under way, then reading stops (flow control)."""
+    """Notify in bulk: one answer per batch, in order; at most 16 batches are under way, then reading stops (flow control).
+    The first batch that fails as a whole ends the stream with its error; repeat what was not answered, with the same keys.
+    """
     Schedule: _aio.UnaryUnaryMultiCallable[_intake_pb2.ScheduleRequest, _intake_pb2.ScheduleResponse]  # type: ignore[assignment]
     """Do something later, again and again, or only if: 1 to 1,000 schedules. A due time in the past fires at once."""
     ScheduleStream: _aio.StreamStreamMultiCallable[_intake_pb2.ScheduleStreamRequest, _intake_pb2.ScheduleStreamResponse]  # type: ignore[assignment]
@@ -122,26 +136,28 @@ class IntakeServiceAsyncStub(IntakeServiceStub):
     a digest rendered afterwards (INV-4). Cancelling nothing is not an error: the counts are 0.
     """
     Reschedule: _aio.UnaryUnaryMultiCallable[_intake_pb2.RescheduleRequest, _intake_pb2.RescheduleResponse]  # type: ignore[assignment]
-    """Moves waiting timers to another due time. NOT_FOUND per id that is not waiting."""
+    """Moves waiting timers to another due time. NOT_FOUND per id that is not waiting. Not built yet: UNIMPLEMENTED."""
     Pause: _aio.UnaryUnaryMultiCallable[_intake_pb2.PauseRequest, _intake_pb2.PauseResponse]  # type: ignore[assignment]
-    """Holds waiting timers back. Pausing what is paused changes nothing."""
+    """Holds waiting timers back. Pausing what is paused changes nothing. Not built yet: UNIMPLEMENTED."""
     Resume: _aio.UnaryUnaryMultiCallable[_intake_pb2.ResumeRequest, _intake_pb2.ResumeResponse]  # type: ignore[assignment]
-    """Lets paused timers go on; what came due meanwhile follows its misfire policy. Resuming what is not paused changes nothing."""
+    """Lets paused timers go on; what came due meanwhile follows its misfire policy. Resuming what is not paused changes nothing.
+    Not built yet: UNIMPLEMENTED.
+    """
     PutFacts: _aio.UnaryUnaryMultiCallable[_intake_pb2.PutFactsRequest, _intake_pb2.PutFactsResponse]  # type: ignore[assignment]
     """Merges facts into what is known of an entity (RFC 7396: null removes). Conditions read them."""
     StartTimeline: _aio.UnaryUnaryMultiCallable[_intake_pb2.StartTimelineRequest, _intake_pb2.StartTimelineResponse]  # type: ignore[assignment]
     """Starts a timeline for an entity. Idempotent per (timeline, entity, anchor): a second start changes nothing.
-    FAILED_PRECONDITION when no such timeline is stored.
+    FAILED_PRECONDITION per start of a timeline that is not stored; the scheduler says so, so only where is_applied.
     """
     SubmitRequest: _aio.UnaryUnaryMultiCallable[_intake_pb2.SubmitRequestRequest, _intake_pb2.SubmitRequestResponse]  # type: ignore[assignment]
     """Logs requests to providers: 1 to 1,000. Each provider hears with the batch's next email, the customer gets the summary
-    at the answer-by date. FAILED_PRECONDITION when no provider is named and none is known for the item.
+    at the answer-by date. FAILED_PRECONDITION per request that names no provider, where none is known for the item.
     """
     SubmitRequestStream: _aio.StreamStreamMultiCallable[_intake_pb2.SubmitRequestStreamRequest, _intake_pb2.SubmitRequestStreamResponse]  # type: ignore[assignment]
     """SubmitRequest in bulk; as NotifyStream."""
     RecordResponse: _aio.UnaryUnaryMultiCallable[_intake_pb2.RecordResponseRequest, _intake_pb2.RecordResponseResponse]  # type: ignore[assignment]
     """Logs providers' answers: 1 to 1,000. The customer hears with the batch's next email. NOT_FOUND per unknown request,
-    PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that is over.
+    PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that is over, or has 1,000 answers.
     """
     RecordResponseStream: _aio.StreamStreamMultiCallable[_intake_pb2.RecordResponseStreamRequest, _intake_pb2.RecordResponseStreamResponse]  # type: ignore[assignment]
     """RecordResponse in bulk; as NotifyStream."""
@@ -150,17 +166,21 @@ class IntakeServiceAsyncStub(IntakeServiceStub):
     ListRequests: _aio.UnaryUnaryMultiCallable[_intake_pb2.ListRequestsRequest, _intake_pb2.ListRequestsResponse]  # type: ignore[assignment]
     """Requests, newest first. Read only."""
     PutItemProviders: _aio.UnaryUnaryMultiCallable[_intake_pb2.PutItemProvidersRequest, _intake_pb2.PutItemProvidersResponse]  # type: ignore[assignment]
-    """Which providers offer an item (exact id, or a pattern with *). Idempotent by nature: replaces the item's list."""
+    """Which providers offer an item (exact id, or a pattern with *). Idempotent by nature: replaces the item's list. All
+    entries are stored, or none: INVALID_ARGUMENT.
+    """
     TriggerBatch: _aio.UnaryUnaryMultiCallable[_intake_pb2.TriggerBatchRequest, _intake_pb2.TriggerBatchResponse]  # type: ignore[assignment]
     """Closes a batch's windows: everybody with something waiting in it gets one message. Idempotent by nature per (batch,
     window_end_time): a second run changes nothing. This is what a CronJob calls.
     """
     ReportOutcome: _aio.UnaryUnaryMultiCallable[_intake_pb2.ReportOutcomeRequest, _intake_pb2.ReportOutcomeResponse]  # type: ignore[assignment]
     """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). NOT_FOUND per
-    timer that expects no report.
+    timer that expects no report. Not built yet: UNIMPLEMENTED.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_intake_pb2.ExplainRequest, _intake_pb2.ExplainResponse]  # type: ignore[assignment]
-    """What intake knows of an id (request, notification, schedule). Read only. Empty when it knows nothing."""
+    """What intake knows of an id (request or response). Read only. Empty when it knows nothing: notifications and schedules are
+    their owners' once they are accepted.
+    """
 
 class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes commands. Common to all of them:
@@ -170,7 +190,9 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
     RESOURCE_EXHAUSTED (a limit or backlog is full; RetryInfo says when to come back), UNAVAILABLE (nothing stored; retry with
-    the same key). A call with several items stores all that are valid and says per item what is wrong with the others.
+    the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
+    valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
+    A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
     A deadline that passes after the commit is not an error: the answer says `is_applied = false`.
     """
 
@@ -188,7 +210,9 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_intake_pb2.NotifyStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_intake_pb2.NotifyStreamResponse], _abc.AsyncIterator[_intake_pb2.NotifyStreamResponse]]:
-        """Notify in bulk: one answer per batch, in order; at most 16 batches are under way, then reading stops (flow control)."""
+        """Notify in bulk: one answer per batch, in order; at most 16 batches are under way, then reading stops (flow control).
+        The first batch that fails as a whole ends the stream with its error; repeat what was not answered, with the same keys.
+        """
 
     @_abc_1.abstractmethod
     def Schedule(
@@ -222,7 +246,7 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _intake_pb2.RescheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.RescheduleResponse, _abc.Awaitable[_intake_pb2.RescheduleResponse]]:
-        """Moves waiting timers to another due time. NOT_FOUND per id that is not waiting."""
+        """Moves waiting timers to another due time. NOT_FOUND per id that is not waiting. Not built yet: UNIMPLEMENTED."""
 
     @_abc_1.abstractmethod
     def Pause(
@@ -230,7 +254,7 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _intake_pb2.PauseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.PauseResponse, _abc.Awaitable[_intake_pb2.PauseResponse]]:
-        """Holds waiting timers back. Pausing what is paused changes nothing."""
+        """Holds waiting timers back. Pausing what is paused changes nothing. Not built yet: UNIMPLEMENTED."""
 
     @_abc_1.abstractmethod
     def Resume(
@@ -238,7 +262,9 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _intake_pb2.ResumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.ResumeResponse, _abc.Awaitable[_intake_pb2.ResumeResponse]]:
-        """Lets paused timers go on; what came due meanwhile follows its misfire policy. Resuming what is not paused changes nothing."""
+        """Lets paused timers go on; what came due meanwhile follows its misfire policy. Resuming what is not paused changes nothing.
+        Not built yet: UNIMPLEMENTED.
+        """
 
     @_abc_1.abstractmethod
     def PutFacts(
@@ -255,7 +281,7 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.StartTimelineResponse, _abc.Awaitable[_intake_pb2.StartTimelineResponse]]:
         """Starts a timeline for an entity. Idempotent per (timeline, entity, anchor): a second start changes nothing.
-        FAILED_PRECONDITION when no such timeline is stored.
+        FAILED_PRECONDITION per start of a timeline that is not stored; the scheduler says so, so only where is_applied.
         """
 
     @_abc_1.abstractmethod
@@ -265,7 +291,7 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.SubmitRequestResponse, _abc.Awaitable[_intake_pb2.SubmitRequestResponse]]:
         """Logs requests to providers: 1 to 1,000. Each provider hears with the batch's next email, the customer gets the summary
-        at the answer-by date. FAILED_PRECONDITION when no provider is named and none is known for the item.
+        at the answer-by date. FAILED_PRECONDITION per request that names no provider, where none is known for the item.
         """
 
     @_abc_1.abstractmethod
@@ -283,7 +309,7 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.RecordResponseResponse, _abc.Awaitable[_intake_pb2.RecordResponseResponse]]:
         """Logs providers' answers: 1 to 1,000. The customer hears with the batch's next email. NOT_FOUND per unknown request,
-        PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that is over.
+        PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that is over, or has 1,000 answers.
         """
 
     @_abc_1.abstractmethod
@@ -316,7 +342,9 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _intake_pb2.PutItemProvidersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.PutItemProvidersResponse, _abc.Awaitable[_intake_pb2.PutItemProvidersResponse]]:
-        """Which providers offer an item (exact id, or a pattern with *). Idempotent by nature: replaces the item's list."""
+        """Which providers offer an item (exact id, or a pattern with *). Idempotent by nature: replaces the item's list. All
+        entries are stored, or none: INVALID_ARGUMENT.
+        """
 
     @_abc_1.abstractmethod
     def TriggerBatch(
@@ -335,7 +363,7 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.ReportOutcomeResponse, _abc.Awaitable[_intake_pb2.ReportOutcomeResponse]]:
         """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). NOT_FOUND per
-        timer that expects no report.
+        timer that expects no report. Not built yet: UNIMPLEMENTED.
         """
 
     @_abc_1.abstractmethod
@@ -344,6 +372,8 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _intake_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.ExplainResponse, _abc.Awaitable[_intake_pb2.ExplainResponse]]:
-        """What intake knows of an id (request, notification, schedule). Read only. Empty when it knows nothing."""
+        """What intake knows of an id (request or response). Read only. Empty when it knows nothing: notifications and schedules are
+        their owners' once they are accepted.
+        """
 
 def add_IntakeServiceServicer_to_server(servicer: IntakeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

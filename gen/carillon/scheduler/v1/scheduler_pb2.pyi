@@ -86,7 +86,7 @@ class ListTimersRequest(_message.Message):
 
     @_builtins.property
     def from_time(self) -> _timestamp_pb2.Timestamp:
-        """Only timers with from_time <= fire_time < until_time. Absent: unbounded."""
+        """Only timers with from_time <= fire_time < until_time, year 1970 to 2199. Absent: unbounded."""
 
     @_builtins.property
     def until_time(self) -> _timestamp_pb2.Timestamp: ...
@@ -148,7 +148,7 @@ class PreviewOccurrencesRequest(_message.Message):
     def recurrence(self) -> _timer_pb2.Recurrence: ...
     @_builtins.property
     def after_time(self) -> _timestamp_pb2.Timestamp:
-        """Occurrences strictly after it. Absent: now."""
+        """Occurrences strictly after it, year 1970 to 2199. Absent: now."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class ListTimelinesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """All versions of this one. Empty: the newest of each."""
+    """All versions of this one, at most 128 characters. Empty: the newest of each."""
     page_size: _builtins.int
     """1 to 1,000. 0: 100."""
     page_token: _builtins.str

@@ -89,7 +89,9 @@ class _MisfirePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Misfire
     """None; go on with the next."""
 
 class MisfirePolicy(_MisfirePolicy, metaclass=_MisfirePolicyEnumTypeWrapper):
-    """What happens to occurrences that came due while nothing could fire."""
+    """What happens to occurrences that came due while nothing could fire. Only MISFIRE_POLICY_FIRE_ONCE is built so far;
+    others are INVALID_ARGUMENT.
+    """
 
 MISFIRE_POLICY_UNSPECIFIED: MisfirePolicy.ValueType  # 0
 """MISFIRE_POLICY_FIRE_ONCE."""
@@ -117,7 +119,9 @@ class _OverlapPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overlap
     """Keep one waiting and fire it when the outcome has come."""
 
 class OverlapPolicy(_OverlapPolicy, metaclass=_OverlapPolicyEnumTypeWrapper):
-    """What happens when an occurrence comes due while the one before it has no outcome yet (event targets only)."""
+    """What happens when an occurrence comes due while the one before it has no outcome yet (event targets only). Only
+    OVERLAP_POLICY_ALLOW is built so far; others are INVALID_ARGUMENT.
+    """
 
 OVERLAP_POLICY_UNSPECIFIED: OverlapPolicy.ValueType  # 0
 """OVERLAP_POLICY_ALLOW."""
@@ -179,7 +183,7 @@ Global___TimerState: _TypeAlias = TimerState  # noqa: Y015
 
 @_typing.final
 class NotificationContent(_message.Message):
-    """A notification that something happened, told to subscribers by the digest service."""
+    """A notification that something happened, told to subscribers by the digest service. At most 384 KiB in all."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -191,7 +195,7 @@ class NotificationContent(_message.Message):
     type: _builtins.str
     """Notification type id from the catalog, 1-128 characters of [a-z0-9._/-]."""
     payload: _builtins.str
-    """What templates may say about it: a JSON object, UTF-8, at most 64 KiB."""
+    """What templates may say about it: a JSON object, UTF-8, at most 64 KiB, nested at most 64 deep. Empty: {}."""
     group_key: _builtins.str
     """Items with the same group key are shown together in a digest; at most 256 characters, empty: not grouped."""
     @_builtins.property
@@ -221,7 +225,9 @@ Global___NotificationContent: _TypeAlias = NotificationContent  # noqa: Y015
 
 @_typing.final
 class EventContent(_message.Message):
-    """An event for business services, published on the EVENTS stream as a CloudEvent."""
+    """An event for business services, published on the EVENTS stream as a CloudEvent. Not built yet: a schedule with one is
+    UNIMPLEMENTED, a timeline with one INVALID_ARGUMENT.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -231,7 +237,7 @@ class EventContent(_message.Message):
     type: _builtins.str
     """CloudEvents type, 1-128 characters of [a-z0-9._/-]."""
     payload: _builtins.str
-    """CloudEvents data: a JSON object, UTF-8, at most 64 KiB."""
+    """CloudEvents data: a JSON object, UTF-8, at most 64 KiB. Empty: {}."""
     @_builtins.property
     def report_within(self) -> _duration_pb2.Duration:
         """How long the business service may take until ReportOutcome. 0 or absent: no report is expected. At most 7 days."""
@@ -285,7 +291,9 @@ Global___Target: _TypeAlias = Target  # noqa: Y015
 
 @_typing.final
 class Recurrence(_message.Message):
-    """A rule that makes timers, one after the other. The next occurrence is always strictly after the last."""
+    """A rule that makes timers, one after the other. The next occurrence is always strictly after the last. Times lie in the
+    years 1970 to 2199. A rule without an occurrence ahead is refused.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -305,7 +313,9 @@ class Recurrence(_message.Message):
     cron: _builtins.str
     """Cron with five fields (minute hour day-of-month month day-of-week), at most 256 characters."""
     rrule: _builtins.str
-    """RFC 5545 RRULE without DTSTART, at most 256 characters."""
+    """RFC 5545 RRULE without DTSTART, at most 256 characters. FREQ from YEARLY to MINUTELY; MINUTELY and HOURLY take no
+    parts that choose dates, and with BYDAY, BYHOUR or BYMINUTE only an INTERVAL that divides a day.
+    """
     zone: _builtins.str
     """IANA time zone the rule is read in, at most 64 characters. Empty: UTC."""
     count: _builtins.int
@@ -316,11 +326,11 @@ class Recurrence(_message.Message):
     overlap_policy: Global___OverlapPolicy.ValueType
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """No occurrence before it. Absent: from now."""
+        """No occurrence before it. Absent: from now. At most 31 days ago where there is a count."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """No occurrence at or after it. Absent: none."""
+        """No occurrence at or after it. Absent: none. Must lie ahead, and after start_time."""
 
     @_builtins.property
     def exclusions(self) -> _containers.RepeatedCompositeFieldContainer[_timestamp_pb2.Timestamp]:
@@ -328,11 +338,15 @@ class Recurrence(_message.Message):
 
     @_builtins.property
     def jitter(self) -> _duration_pb2.Duration:
-        """Each occurrence is delayed by a random time up to this, fixed per occurrence. At most 1 hour."""
+        """Each occurrence is delayed by a random time up to this, fixed per occurrence. At most 1 hour. Not built yet: must be
+        absent or 0.
+        """
 
     @_builtins.property
     def catch_up_window(self) -> _duration_pb2.Duration:
-        """How far back missed occurrences count. Absent: 1 hour. At most 30 days."""
+        """How far back missed occurrences count. Absent: 1 hour. At most 30 days. Not built yet: must be absent, and missed
+        occurrences count however far back.
+        """
 
     def __init__(
         self,
@@ -382,11 +396,11 @@ class RetryPolicy(_message.Message):
 
     @_builtins.property
     def maximum_delay(self) -> _duration_pb2.Duration:
-        """Longest delay, up to 7 days. Absent: 1 hour."""
+        """Longest delay, 1 s to 7 days, not shorter than initial_delay. Absent: 1 hour."""
 
     @_builtins.property
     def maximum_age(self) -> _duration_pb2.Duration:
-        """No attempt later than this after the first, up to 30 days. Absent: 3 days."""
+        """No attempt later than this after the first, 1 s to 30 days. Absent: 3 days."""
 
     def __init__(
         self,
@@ -558,7 +572,9 @@ class TimelineStep(_message.Message):
         """Steps that begin when this one fires (not when it is skipped); nested at most 4 deep."""
 
     @_builtins.property
-    def retry_policy(self) -> Global___RetryPolicy: ...
+    def retry_policy(self) -> Global___RetryPolicy:
+        """For event targets only."""
+
     def __init__(
         self,
         *,
