@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from local.demo import story
-from local.demo.caller import repeated
+from local.demo.caller import Refused, repeated
 from local.demo.flights import airlines
 from local.demo.plan import Plan
 
@@ -80,13 +80,7 @@ async def put_timeline(channel: grpc.aio.Channel) -> None:
 
 async def put_schedules(channel: grpc.aio.Channel) -> Sequence[str]:
     """Schedule the weekday report and the one-off; returns their ids."""
-    every_weekday = timer.Recurrence(
-        cron=story.REPORT_CRON,
-        zone=_ZONE,
-        # The clock runs so fast that a firing some milliseconds late is an hour late: make up for every one.
-        misfire_policy=timer.MISFIRE_POLICY_FIRE_ALL,
-        catch_up_window=_duration(timedelta(days=7)),
-    )
+    every_weekday = timer.Recurrence(cron=story.REPORT_CRON, zone=_ZONE)
     once = Timestamp()
     once.FromDatetime(story.REMARK_AT)
     request = intake.ScheduleRequest(
@@ -105,6 +99,9 @@ async def put_schedules(channel: grpc.aio.Channel) -> Sequence[str]:
         wait_for=intake.WAIT_FOR_APPLIED,
     )
     answer = await repeated(IntakeServiceStub(channel).Schedule, request)
+    for result in answer.results:
+        if result.HasField("error"):
+            raise Refused(result.error.message)
     return [result.id for result in answer.results]
 
 

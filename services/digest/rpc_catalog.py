@@ -19,7 +19,6 @@ from services.digest.rendering_jobs import Source
 from services.digest.rpc_stores import CatalogStore, MovingStore, Press, Timers
 from services.digest.templates import key_of
 
-
 _MOST_TEMPLATES = 12
 """As many as fit into an answer of 4 MiB, whatever their size."""
 

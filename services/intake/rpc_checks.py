@@ -150,7 +150,9 @@ def check_content(found: Found, field: str, content: timer_pb2.NotificationConte
     if content.group_key:
         check_optional_text(found, f"{field}.group_key", content.group_key, 256)
     if (size := content.ByteSize()) > MAX_CONTENT_BYTES:
-        found.append(FieldViolation(field, f"must be at most {MAX_CONTENT_BYTES // 1024} KiB in all, got {size:,} bytes"))
+        found.append(
+            FieldViolation(field, f"must be at most {MAX_CONTENT_BYTES // 1024} KiB in all, got {size:,} bytes")
+        )
 
 
 def _check_names(found: Found, field: str, names: Sequence[str], *, most: int) -> None:

@@ -1,6 +1,7 @@
 """Checks of what only schedules hold: events, conditions, retry policies, recurrences. As in rpc_checks."""
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from carillon.scheduler.v1 import timer_pb2
 
@@ -21,7 +22,7 @@ from services.intake.rpc_checks import (
 
 MAX_EXCLUSIONS = 366
 _LATER = "is not built yet"
-_ONLY: dict[str, int] = {
+_ONLY: dict[str, Any] = {
     "misfire_policy": timer_pb2.MISFIRE_POLICY_FIRE_ONCE,
     "overlap_policy": timer_pb2.OVERLAP_POLICY_ALLOW,
 }

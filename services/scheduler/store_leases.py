@@ -47,7 +47,7 @@ class LeaseStore:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Transaction]:
-        """A transaction that Postgres ends when this process stands still in it: it locks shards that others wait for."""
+        """A transaction that Postgres ends when this process stands still in it: others wait for what it locks."""
         async with self._db.transaction() as tx:
             await tx.raw.execute(
                 "SELECT set_config('idle_in_transaction_session_timeout', %s, true)",

@@ -1,4 +1,4 @@
-"""A stack that knows its callers: the four services as processes, in mode `tokens`, for all tests that only need one."""
+"""A stack that knows its callers: the four services as processes, in mode `tokens`, for all tests that need one."""
 
 import hashlib
 import json

@@ -74,7 +74,11 @@ NOTIFICATIONS = [
     (notification(expire_time=days(0)), "expire_time", "must be after 2026-03-02T12:00:00+00:00"),
     (notification(expire_time=Timestamp(seconds=1 << 40)), "expire_time", "must be a valid time, year 1970 to 2199"),
     (notification(expire_time=Timestamp(nanos=-1)), "expire_time", "must be a valid time, year 1970 to 2199"),
-    (notification(content=content(subscribers=["\U0001f514" * 256] * 400)), "content", "must be at most 384 KiB in all"),
+    (
+        notification(content=content(subscribers=["\U0001f514" * 256] * 400)),
+        "content",
+        "must be at most 384 KiB in all",
+    ),
 ]
 
 HOUR = to_duration(timedelta(hours=1))

@@ -12,6 +12,7 @@ from tests.integration.test_rpc_server import running
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS = 0, 1, 4
 _END_STREAM, _END_HEADERS = 1, 4
+_HELLO = StringValue(value="hello").SerializeToString()
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -24,20 +25,21 @@ def header(name: bytes, value: bytes) -> bytes:
     return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
-async def answer_to(port: int, name: bytes, value: bytes) -> bytes:
-    """The bytes a server answers to one call of Say with one header more."""
+async def answer_to(
+    port: int, name: bytes, value: bytes, *, path: str = f"/{SERVICE}/Say", body: bytes = _HELLO
+) -> bytes:
+    """The bytes a server answers to one call, of Say unless said otherwise, with one header more."""
     headers = b"".join(
         [
             header(b":method", b"POST"),
             header(b":scheme", b"http"),
-            header(b":path", f"/{SERVICE}/Say".encode()),
+            header(b":path", path.encode()),
             header(b":authority", b"localhost"),
             header(b"te", b"trailers"),
             header(b"content-type", b"application/grpc"),
             header(name, value),
         ]
     )
-    body = StringValue(value="hello").SerializeToString()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(_PREFACE + frame(_SETTINGS, 0, 0, struct.pack(">HI", 1, 0)))  # No dynamic header table.

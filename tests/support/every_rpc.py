@@ -39,8 +39,14 @@ async def call(channel: grpc.aio.Channel, method: MethodDescriptor, request: Mes
         unary: Any = channel.unary_unary(path_of(method), type(request).SerializeToString, read)
         return await unary(request, timeout=20)
     many: Any = channel.stream_stream(path_of(method), type(request).SerializeToString, read)
-    answers = [answer async for answer in many(iter([request]), timeout=20)]
-    return answers[0]
+    while True:
+        try:
+            (answer,) = [answer async for answer in many(iter([request]), timeout=20)]
+            return answer
+        except grpc.aio.AioRpcError as error:
+            # gRPC's client says this of itself when the server's refusal comes while it is still writing.
+            if error.details() != "Internal error from Core":
+                raise
 
 
 def empty(method: MethodDescriptor) -> Message:
@@ -62,7 +68,7 @@ def samples(mark: str) -> Iterator[tuple[str, str, Message]]:
 def content(mark: str, *subscribers: str) -> timer.NotificationContent:
     """What a notification says."""
     return timer.NotificationContent(
-        type=f"{mark}.type", subscribers=subscribers or [f"{mark}-ann"], payload="{}", group_key=mark
+        type=f"{mark}.type", subscribers=subscribers or [f"{mark}-ann"], topics=[mark], payload="{}", group_key=mark
     )
 
 

@@ -37,7 +37,7 @@ from tests.support.clock import ManualClock
 from tests.support.fixtures import OpenBus, OpenDatabase
 
 START = datetime(2013, 7, 1, 12, tzinfo=UTC)
-SHARDS = 4
+SHARDS = 16  # So many that no replica goes without, whatever the names of its rivals.
 LINKS = LinkSettings(sweep_interval=timedelta(seconds=0.1), republish_after=timedelta(seconds=1))
 
 

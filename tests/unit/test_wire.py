@@ -305,6 +305,12 @@ class TestPages:
             wire.read_page_token(token, {"id": int})
         assert caught.value.violations[0].field == "page_token"
 
+    @pytest.mark.parametrize("text", ["\x00", "a\ud800", "\udfff"], ids=ascii)
+    def test_a_token_with_text_that_cannot_be_stored_is_refused(self, text: str) -> None:
+        """JSON can escape NUL, and halves of surrogate pairs; Postgres takes neither."""
+        with pytest.raises(InvalidArgument):
+            wire.read_page_token(wire.page_token({"id": text}), {"id": str})
+
     @given(st.text(min_size=1, max_size=200) | st.just("[" * 2000) | st.just("W1tb" * 600))
     def test_any_other_text_is_refused_as_a_token(self, token: str) -> None:
         """Never an exception of another kind."""
