@@ -177,9 +177,9 @@ async def test_forged_page_tokens_are_refused(channels: dict[str, grpc.aio.Chann
 
         own = "" if descriptor.name == "ListDeadLetters" else await until(token)
         for text in (*ODD.values(), *forged(own)):
-            request: Any = every_rpc.empty(descriptor)
-            request.page_token, request.page_size = text, 1
-            if what := await problem(channels[service], service, descriptor.name, request):
+            question: Any = every_rpc.empty(descriptor)
+            question.page_token, question.page_size = text, 1
+            if what := await problem(channels[service], service, descriptor.name, question):
                 found.append(f"{descriptor.name} {text[:80]!r}: {what}")
     assert found == []
 

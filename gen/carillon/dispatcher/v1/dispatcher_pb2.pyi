@@ -386,7 +386,7 @@ class Suppression(_message.Message):
     channel: _builtins.str
     """email, webhook, apprise or log."""
     address: _builtins.str
-    """1-2,048 characters; email addresses without regard to case."""
+    """An address of the channel, 1-2,048 bytes as UTF-8; email addresses without regard to case."""
     reason: _builtins.str
     """Why, 1-512 characters."""
     @_builtins.property
