@@ -95,6 +95,8 @@ class SchedulerRpc(scheduler_pb2_grpc.SchedulerServiceServicer):
             if request.HasField("until_time")
             else None,
         )
+        if wanted.from_at is not None and wanted.until_at is not None and wanted.from_at >= wanted.until_at:
+            violations.add("until_time", "must be after from_time")
         violations.raise_if_any()
         after = _place(request.page_token, query=repr(wanted))
         timers = await self._store.timers(wanted, after=after, limit=limit + 1)
@@ -149,6 +151,7 @@ class SchedulerRpc(scheduler_pb2_grpc.SchedulerServiceServicer):
         """Timelines by name."""
         violations = Violations()
         limit = check_page_size(violations, request.page_size)
+        check_text(violations, "name", request.name, shortest=0, longest=128)
         violations.raise_if_any()
         query = f"timelines {request.name}"
         cursor = read_page_token(request.page_token, {"name": str, "version": int}, query=query)
@@ -224,6 +227,8 @@ def _place(token: str, *, query: str) -> Place | None:
     if cursor is None:
         return None
     try:
+        if not 0 <= cursor["shard"] < 1 << 31:
+            raise ValueError("no shard has this number")
         return Place(shard=cursor["shard"], fire_at=datetime.fromisoformat(cursor["at"]), timer_id=UUID(cursor["id"]))
     except ValueError as err:
         raise InvalidArgument([FieldViolation("page_token", "is not a token from an answer before")]) from err

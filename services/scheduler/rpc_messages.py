@@ -1,10 +1,11 @@
 """Between the scheduler's API messages and its domain."""
 
-import json
 from datetime import datetime, timedelta
 
+import orjson
 from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import scheduler_pb2, timer_pb2
+from google.protobuf.duration_pb2 import Duration
 
 from libs.conditions import BadCondition, compile_condition
 from libs.errors import Violations
@@ -13,7 +14,6 @@ from libs.wire import (
     check_count,
     check_duration,
     check_instant,
-    check_number,
     check_text,
     from_timestamp,
     to_duration,
@@ -30,6 +30,8 @@ _MAX_STEPS = 64
 _MAX_DEPTH = 4
 _MAX_EXCLUSIONS = 366
 _MAX_PAYLOAD_BYTES = 64 * 1024
+_MAX_NESTING = 64
+_MAX_CONTENT_BYTES = 384 * 1024  # Of 512 KiB that a frame takes.
 
 
 def timer_message(timer: Timer) -> timer_pb2.Timer:
@@ -96,6 +98,25 @@ def check_recurrence(violations: Violations, field: str, message: timer_pb2.Recu
     check_count(violations, f"{field}.exclusions", message.exclusions, least=0, most=_MAX_EXCLUSIONS)
     for index, one in enumerate(message.exclusions[:_MAX_EXCLUSIONS]):
         check_instant(violations, f"{field}.exclusions[{index}]", one)
+    _check_policies(violations, field, message)
+
+
+def _check_policies(violations: Violations, field: str, message: timer_pb2.Recurrence) -> None:
+    """A preview of what intake would refuse would promise too much."""
+    if message.HasField("jitter") and message.jitter != Duration():
+        violations.add(f"{field}.jitter", "is not built yet; leave it out")
+    if message.HasField("catch_up_window"):
+        violations.add(f"{field}.catch_up_window", "is not built yet; leave it out")
+    if message.misfire_policy not in (0, timer_pb2.MISFIRE_POLICY_FIRE_ONCE):
+        violations.add(f"{field}.misfire_policy", "is not built yet other than as MISFIRE_POLICY_FIRE_ONCE")
+    if message.overlap_policy not in (0, timer_pb2.OVERLAP_POLICY_ALLOW):
+        violations.add(f"{field}.overlap_policy", "is not built yet other than as OVERLAP_POLICY_ALLOW")
+    for name, value, enum in (
+        ("gap_policy", message.gap_policy, timer_pb2.GapPolicy),
+        ("fold_policy", message.fold_policy, timer_pb2.FoldPolicy),
+    ):
+        if value not in enum.values():
+            violations.add(f"{field}.{name}", f"must be one of {', '.join(enum.keys()[1:])}")
 
 
 def rule_of(message: timer_pb2.Recurrence, now: datetime) -> Rule:
@@ -239,17 +260,34 @@ def _read_target(violations: Violations, field: str, target: timer_pb2.Target) -
         violations.add(f"{field}.notification.subscribers", "or topics must have at least one entry")
     check_text(violations, f"{field}.notification.group_key", content.group_key, shortest=0, longest=256)
     _check_payload(violations, f"{field}.notification.payload", content.payload)
+    if (size := content.ByteSize()) > _MAX_CONTENT_BYTES:
+        violations.add(f"{field}.notification", f"must be at most 384 KiB in all, got {size:,} bytes")
     return link_pb2.TimerTarget(notification=content).SerializeToString()
 
 
 def _check_payload(violations: Violations, field: str, payload: str) -> None:
+    """The same rules as intake's: whoever reads it later must be able to, and to store it as jsonb."""
     if not payload:
         return
-    check_number(violations, f"{field} in bytes", len(payload.encode()), least=0, most=_MAX_PAYLOAD_BYTES)
+    if (size := len(payload.encode())) > _MAX_PAYLOAD_BYTES:
+        violations.add(field, f"must be at most {_MAX_PAYLOAD_BYTES // 1024} KiB, got {size:,} bytes")
+        return
     try:
-        is_object = isinstance(json.loads(payload), dict)
+        value = orjson.loads(payload)  # Refuses NaN, lone surrogates, and more than 1,024 levels.
     except ValueError as err:
         violations.add(field, f"must be a JSON object: {err}")
         return
-    if not is_object:
+    if not isinstance(value, dict):
         violations.add(field, "must be a JSON object")
+    elif "\\u0000" in payload:
+        violations.add(field, "must not hold NUL characters")
+    elif _nesting(value) > _MAX_NESTING:
+        violations.add(field, f"must not be nested deeper than {_MAX_NESTING}")
+
+
+def _nesting(value: object) -> int:
+    level, depth = [value], 0
+    while level := [one for one in level if isinstance(one, (dict, list))]:
+        depth += 1
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return depth

@@ -70,13 +70,6 @@ ODD = {
     "JSON unbalanced": "[" * 60_000,
 }
 
-FIT = [
-    pytest.param(one, marks=pytest.mark.xfail(reason="checks of the scheduler's RPCs are under way"))
-    if one == "scheduler"
-    else one
-    for one in SERVICES
-]
-
 BROKEN = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 
 Place = tuple[tuple[str, int], ...]
@@ -136,7 +129,7 @@ async def problem(channel: grpc.aio.Channel, service: str, method: str, request:
     return f"items failed with {codes & {2, 13, 15}}" if codes & {2, 13, 15} else ""
 
 
-@pytest.mark.parametrize("service", FIT)
+@pytest.mark.parametrize("service", SERVICES)
 async def test_odd_text_is_taken_or_refused(channels: dict[str, grpc.aio.Channel], service: str) -> None:
     """Every text field × every odd value."""
     limit = asyncio.Semaphore(16)
@@ -161,7 +154,7 @@ async def test_odd_text_is_taken_or_refused(channels: dict[str, grpc.aio.Channel
     assert [found for found in await asyncio.gather(*work) if found] == []
 
 
-@pytest.mark.parametrize("service", FIT)
+@pytest.mark.parametrize("service", SERVICES)
 async def test_forged_page_tokens_are_refused(channels: dict[str, grpc.aio.Channel], service: str) -> None:
     """Tokens are not signed: ours with anything else in its fields is INVALID_ARGUMENT, or a page like any other."""
     for owner, method, request in [*every_rpc.samples("odd-a"), *every_rpc.samples("odd-b")]:

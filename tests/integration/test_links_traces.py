@@ -35,7 +35,7 @@ async def test_what_is_applied_belongs_to_the_trace_of_the_caller(
 
     sender, receiver = world.sender(await open_bus("sender")), world.receiver(await open_bus("receiver"), apply)
     if is_swept:
-        sender.publish = lambda _: None  # type: ignore[method-assign]
+        sender.publish = lambda _: None  # type: ignore[assignment, method-assign]
     with span("caller", carrier=CALLER):
         await world.send(sender, [0])
     async with running(sender.run(), receiver.run()):

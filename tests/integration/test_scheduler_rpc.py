@@ -150,6 +150,7 @@ async def test_timers_are_filtered_by_type_and_time(world: SchedulerWorld, stub:
         ({"page_size": 1_001}, {"page_size"}),
         ({"page_token": "x"}, {"page_token"}),
         ({"entity": "x" * 257, "type": "x" * 129}, {"entity", "type"}),
+        ({"from_time": to_timestamp(START), "until_time": to_timestamp(START)}, {"until_time"}),
         ({"states": [0, 99]}, {"states[0]", "states[1]"}),
     ],
 )
@@ -183,6 +184,12 @@ async def test_inv8_a_tenant_sees_nothing_of_another(world: SchedulerWorld, stub
     assert sum(one.pending for one in (await stub.ListShards(scheduler_pb2.ListShardsRequest())).shards) == 1
 
 
+def _duration(length: timedelta) -> Duration:
+    message = Duration()
+    message.FromTimedelta(length)
+    return message
+
+
 async def _preview(stub: Any, recurrence: timer_pb2.Recurrence, **more: Any) -> list[str]:
     request = scheduler_pb2.PreviewOccurrencesRequest(recurrence=recurrence, **more)
     answer = await stub.PreviewOccurrences(request)
@@ -210,6 +217,15 @@ async def test_a_preview_shows_the_next_occurrences(stub: Any) -> None:
         ({"cron": "* * * * *"}, {"count": 1_001}, {"count"}),
         ({"rrule": "FREQ=MINUTELY;INTERVAL=7;BYDAY=MO;BYHOUR=3"}, {}, {"recurrence.rrule"}),
         ({"cron": "1 " * 200}, {}, {"recurrence.cron"}),
+        ({"cron": "* * * * *", "jitter": _duration(timedelta(seconds=1))}, {}, {"recurrence.jitter"}),
+        ({"cron": "* * * * *", "catch_up_window": _duration(timedelta(hours=1))}, {}, {"recurrence.catch_up_window"}),
+        ({"cron": "* * * * *", "misfire_policy": 3}, {}, {"recurrence.misfire_policy"}),
+        ({"cron": "* * * * *", "overlap_policy": 2}, {}, {"recurrence.overlap_policy"}),
+        (
+            {"cron": "* * * * *", "gap_policy": 9, "fold_policy": 9},
+            {},
+            {"recurrence.gap_policy", "recurrence.fold_policy"},
+        ),
         ({"cron": "* * * * *", "exclusions": 400 * [to_timestamp(START)]}, {}, {"recurrence.exclusions"}),
     ],
 )
@@ -222,12 +238,6 @@ async def test_a_preview_names_the_part_of_the_rule_that_is_wrong(
 
 
 _NONSENSE = timer_pb2.Condition(cel="(")
-
-
-def _duration(length: timedelta) -> Duration:
-    message = Duration()
-    message.FromTimedelta(length)
-    return message
 
 
 def _step(name: str, days: int, follow_ups: Sequence[timer_pb2.TimelineStep] = (), **more: Any) -> Any:
