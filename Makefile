@@ -37,8 +37,8 @@ up: $(STAMP) ## Run the local stack in the foreground: Postgres, NATS, the four 
 ##@ Before a commit
 
 .PHONY: test
-test: $(STAMP) ## Run the tests. ARGS='-k windows -x' goes to pytest.
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run the tests, two files at a time. ARGS='-k windows -x' goes to pytest.
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: check
 check: lint types layers proto-check docs-check test ## Everything that must hold, tests included.
@@ -62,7 +62,7 @@ layers: $(STAMP) ## Check that imports point one way.
 	$(BIN)/python -m pytest --quiet tests/unit/test_layering.py
 
 .PHONY: chaos
-chaos: $(STAMP) ## Run the tests that kill, pause and partition things. Takes longer than `make test`.
+chaos: $(STAMP) ## Kill -9 each service in the middle of the demo, twice; the same numbers must come out.
 	$(BIN)/python -m pytest tests/chaos $(ARGS)
 
 ##@ Contracts, docs and pins

@@ -301,19 +301,20 @@ async def _count(run: _Statements) -> Counter[Verdict]:
 async def _fill_windows(run: _Statements, waiting: int) -> list[WindowTimer]:
     """Put what waits into open windows, opening those that are missing; returns the timers of new ones."""
     timers: list[WindowTimer] = []
-    for _ in range(_ROUNDS):
-        if not waiting:
-            return timers
+    for _ in range(_ROUNDS if waiting else 0):
         await run(_PLACE)
         await run(_FIND)
         opened = await (await run(_OPEN)).fetchall()
         timers += [WindowTimer(tenant=tenant, window_id=window_id, due_at=due) for tenant, window_id, due in opened]
         await run(_FIND)
         waiting -= (await run(_FILL)).rowcount
-        if waiting:
-            await run(_LEAVE_PLACED)
-            await run(_ASK_AGAIN)
-    raise Unavailable(f"{waiting} items found their windows closing {_ROUNDS} times over; they will come again.")
+        if not waiting:
+            break
+        await run(_LEAVE_PLACED)
+        await run(_ASK_AGAIN)
+    if waiting:
+        raise Unavailable(f"{waiting} items found their windows closing {_ROUNDS} times over; they will come again.")
+    return timers
 
 
 async def _put_boundaries(run: _Statements, boundaries: Boundaries) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from local.stack import PROJECT
+from local.stack import PROJECT, SERVICES
 
 _DAYS = 4  # With what drains after them more than seven days: reminders and checks of trials are due.
 
@@ -45,6 +45,18 @@ def test_two_replicas_of_every_service_give_the_same_numbers(tmp_path: Path) -> 
     assert demo.returncode == 0, output
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert (report["differences"], report["unaccounted"], report["resent"]) == ([], 0, 0)
+
+
+@pytest.mark.timeout(180)
+def test_every_service_killed_once_gives_the_same_numbers(tmp_path: Path) -> None:
+    """One after the other, while calls, frames and mails are under way. `make chaos` does it at more length."""
+    kills = [f"--kill={service}@{0.1 + number / 25}" for number, service in enumerate(SERVICES)]
+    demo = _demo(tmp_path / "demo", "--days", "1", *kills)
+    output, _ = demo.communicate(timeout=170)
+    assert demo.returncode == 0, output
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert sorted(report["killed"]) == sorted(SERVICES)
+    assert (report["differences"], report["unaccounted"]) == ([], 0)
 
 
 @pytest.mark.timeout(120)

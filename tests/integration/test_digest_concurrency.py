@@ -4,12 +4,13 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 import pytest
 from carillon.link.v1 import link_pb2
 
+from libs.errors import Unavailable
 from libs.links.frames import OutgoingFrame
 from libs.postgres import Transaction
 from services.digest.rendering_jobs import Message
@@ -40,7 +41,15 @@ async def insert(rig: Rig, worker: int) -> None:
     turned = SUBSCRIBERS[worker * 6 :] + SUBSCRIBERS[: worker * 6]
     for number in range(FRAMES):
         entries = [rig.notification(*turned[at : at + 5], entity=f"w{worker}/{number}") for at in range(0, 50, 5)]
-        await rig.apply(*entries)
+        await until_applied(rig, *entries)
+
+
+async def until_applied(rig: Rig, *entries: link_pb2.Entry) -> None:
+    """Apply entries as a receiver does: what found its windows closing over and over comes again."""
+    while True:
+        with suppress(Unavailable):
+            await rig.apply(*entries)
+            return
 
 
 async def close_again_and_again(rig: Rig, first: int, step: int, until: asyncio.Event) -> None:

@@ -118,6 +118,7 @@ def test_a_frame_is_read_as_it_was_packed() -> None:
         (link_pb2.Frame(id=uuid4().bytes, receiver="digest").SerializeToString(), "not a UUIDv7"),
         (link_pb2.Frame(id=new_id().bytes, receiver="intake").SerializeToString(), "for 'intake', not for 'digest'"),
     ],
+    ids=["garbage", "nothing", "short id", "random id", "not for us"],
 )
 def test_what_is_no_frame_for_us_is_refused(payload: bytes, reason: str) -> None:
     """With a reason that somebody will read in dead_frame."""
