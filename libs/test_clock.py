@@ -7,13 +7,14 @@ how many business seconds pass per second, and until when it may run:
 
 `until` is a leash: whoever drives the clock lets it out step by step, so that a simulated month can pass in seconds and
 still nothing overtakes what has to come before it. Processes hear of a change by NOTIFY, and read the row anew when
-they connect, so a restarted process is on time at once.
+they connect, so a restarted process is on time at once. Each says what it has heard in the application_name of the
+connection it listens on, which vanishes with it; so whoever lets the clock run can wait until all have.
 """
 
 import asyncio
 import contextlib
 import logging
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 import psycopg
@@ -27,6 +28,11 @@ CHANNEL = "carillon_test_clock"
 
 _REREAD_S = 5.0
 """The row is read this often anyway, which shows whether the connection still lives."""
+
+_PATIENCE_S = 5.0
+"""How long a change waits for processes to hear of it; one that stands still must not stop the clock."""
+
+_LISTENER = "test_clock "
 
 _CREATE = """
     CREATE SCHEMA IF NOT EXISTS test_clock;
@@ -52,7 +58,11 @@ _ADVANCE = """
         started_at = greatest(real.now, started_at),
         rate = %(rate)s, until_at = greatest(until_at, %(until)s)
     FROM real
-    RETURNING pg_notify(%(channel)s, '')"""
+    RETURNING pg_notify(%(channel)s, ''), clock.started_at"""
+
+_BEHIND = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND starts_with(application_name, %s) AND application_name <> %s"""
 
 _READ = "SELECT origin_at, started_at, rate, until_at FROM test_clock.clock"
 
@@ -70,8 +80,25 @@ async def set_test_clock(url: str, *, origin: datetime, rate: float, until: date
 async def let_test_clock_run(
     conn: psycopg.AsyncConnection[tuple[object, ...]], *, until: datetime, rate: float
 ) -> None:
-    """Let the clock go on from where it is, to `until` (never back). `conn` must be in autocommit mode."""
-    await conn.execute(_ADVANCE, {"until": until, "rate": rate, "channel": CHANNEL})
+    """Let the clock go on from where it is, to `until` (never back). `conn` must be in autocommit mode.
+
+    Returns when every process that follows the clock has heard of it, or after 5 s.
+    """
+    cursor = await conn.execute(_ADVANCE, {"until": until, "rate": rate, "channel": CHANNEL})
+    row = await cursor.fetchone()
+    if row is None:
+        raise FailedPrecondition("no test clock has been set in this database")
+    heard = _heard(row[1])
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE_S):
+            while (await (await conn.execute(_BEHIND, (_LISTENER, heard))).fetchone()) != (0,):  # noqa: ASYNC110 - it is others who hear.
+                await asyncio.sleep(0.002)
+
+
+def _heard(started_at: object) -> str:
+    """The application_name of a listener that knows the clock as it was started then."""
+    assert isinstance(started_at, datetime)
+    return f"{_LISTENER}{started_at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 class TestClock:
@@ -138,11 +165,16 @@ class TestClock:
                     await conn.execute(f"LISTEN {CHANNEL}")
                     while True:
                         await self._read(conn)
+                        await conn.execute("SELECT set_config('application_name', %s, false)", (self._heard(),))
                         # To its end each time: an open `notifies` holds the connection, and no statement can run.
                         async for _ in conn.notifies(timeout=_REREAD_S, stop_after=1):
                             pass
             log.info("Lost the test clock's connection; connecting again.")
             await asyncio.sleep(0.2)
+
+    def _heard(self) -> str:
+        assert self._setting is not None
+        return _heard(self._setting[1])
 
     async def _read(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
         async with conn.cursor() as cursor:

@@ -12,7 +12,7 @@ from libs.test_clock import let_test_clock_run
 _SECOND = timedelta(seconds=1)
 _NOTHING = timedelta(0)
 _HEARSAY_S = 0.02
-"""How long it may take at most until every process has heard that the clock runs on; usually 2 ms."""
+"""How far the processes' readings may lie apart once all have heard that the clock runs on; usually under 1 ms."""
 
 
 class Pace:
@@ -39,7 +39,7 @@ class Pace:
         return min(self._until, self._from + run_s * self._rate * _SECOND)
 
     async def let_run(self, until: datetime) -> None:
-        """Let the clock go on to `until`; returns at once."""
+        """Let the clock go on to `until`; returns when every process has heard of it."""
         self._from = self.now()
         await let_test_clock_run(self._conn, until=until, rate=self._rate)
         self._until, self._began_s = until, time.monotonic()

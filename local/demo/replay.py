@@ -27,7 +27,7 @@ class Clock(Protocol):
         ...
 
     async def let_run(self, until: datetime) -> None:
-        """Let it go on; returns at once."""
+        """Let it go on; returns when every process has heard of it."""
         ...
 
     async def reach(self, at: datetime) -> None:

@@ -135,3 +135,32 @@ async def test_a_restart_of_postgres_is_survived(private_postgres: PostgresServe
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as driver:
             await let_test_clock_run(driver, until=ORIGIN + DAY, rate=1e7)
         await waiting
+
+
+async def test_whoever_lets_the_clock_run_hears_when_all_have_heard(
+    postgres_url: str, open_database: OpenDatabase
+) -> None:
+    """Three followers: right after the call each reads the new stop, although none was given time to."""
+    await set_test_clock(postgres_url, origin=ORIGIN, rate=0, until=ORIGIN)
+    real = await DatabaseClock.connect(await open_database("intake"), resync=timedelta(seconds=10))
+    clocks = [await TestClock.connect(real, postgres_url) for _ in range(3)]
+    following = [asyncio.create_task(clock.run()) for clock in clocks]
+    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as driver:
+        while await _listeners(driver) < len(clocks):  # noqa: ASYNC110 - only Postgres knows.
+            await asyncio.sleep(0.01)
+        for day in range(1, 30):
+            await let_test_clock_run(driver, until=ORIGIN + day * DAY, rate=1e12)
+            assert [clock.now() for clock in clocks] == [ORIGIN + day * DAY] * 3
+    for task in following:
+        task.cancel()
+    await asyncio.gather(*following, return_exceptions=True)
+
+
+async def _listeners(conn: psycopg.AsyncConnection[tuple[object, ...]]) -> int:
+    cursor = await conn.execute(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND starts_with(application_name, 'test_clock ')"
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(str(row[0]))
