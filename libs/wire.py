@@ -24,7 +24,6 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import FieldViolation, InvalidArgument, Violations
@@ -37,7 +36,6 @@ LONGEST = timedelta(days=366 * 10)
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 _MAX_TOKEN = 2048
-_MAX_DEPTH = 16  # protobuf itself stops at 100, three of its levels for each of ours.
 
 Cursor = Mapping[str, str | int | None]
 
@@ -75,16 +73,6 @@ def to_duration(duration: timedelta) -> Duration:
 def from_duration(duration: Duration) -> timedelta:
     """A valid Duration as a timedelta."""
     return timedelta(seconds=duration.seconds, microseconds=int(duration.nanos / 1000))
-
-
-def uuid_to_bytes(value: UUID) -> bytes:
-    """The 16 bytes that link frames carry."""
-    return value.bytes
-
-
-def uuid_from_bytes(value: bytes) -> UUID:
-    """The id in 16 bytes; ValueError for any other length."""
-    return UUID(bytes=value)
 
 
 # Field checks
@@ -134,18 +122,6 @@ def check_size(violations: Violations, field: str, value: bytes | Message, *, mo
     size = value.ByteSize() if isinstance(value, Message) else len(value)
     if size > most_bytes:
         violations.add(field, f"must be at most {most_bytes} bytes, got {size}")
-
-
-def check_struct(violations: Violations, field: str, value: Struct, *, most_bytes: int) -> dict[str, Any]:
-    """A JSON object that Postgres can store as jsonb: bounded in size and depth, no NUL, finite numbers."""
-    before = len(violations)
-    check_size(violations, field, value, most_bytes=most_bytes)
-    if len(violations) == before:
-        try:
-            return {key: _plain(inner, 1) for key, inner in _checked_items(value)}
-        except ValueError as error:
-            violations.add(field, str(error))
-    return {}
 
 
 def check_enum(violations: Violations, field: str, value: int, enum: ProtoEnum, *, default: int = 0) -> int:
@@ -299,32 +275,3 @@ def _day(instant: datetime) -> str:
 def _zones() -> frozenset[str]:
     """Read once. ZoneInfo itself would take directories for zones, and raises half a dozen classes of error."""
     return frozenset(zoneinfo.available_timezones() - {"localtime", "posixrules", "Factory"})
-
-
-def _checked_items(struct: Struct) -> list[tuple[str, Any]]:
-    if any("\x00" in key for key in struct.fields):
-        raise ValueError("must not hold NUL characters")
-    return list(struct.fields.items())
-
-
-def _plain(value: Any, depth: int) -> Any:
-    """A google.protobuf.Value as plain Python; ValueError in a violation's words."""
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"must not be nested deeper than {_MAX_DEPTH}")
-    kind = value.WhichOneof("kind")
-    if kind == "struct_value":
-        return {key: _plain(inner, depth + 1) for key, inner in _checked_items(value.struct_value)}
-    if kind == "list_value":
-        return [_plain(inner, depth + 1) for inner in value.list_value.values]
-    if kind == "number_value":
-        return _number(value.number_value)
-    if kind == "string_value" and "\x00" in value.string_value:
-        raise ValueError("must not hold NUL characters")
-    return None if kind in (None, "null_value") else getattr(value, kind)
-
-
-def _number(value: float) -> float | int:
-    """Struct knows doubles only; a whole number that a double holds exactly is an int again."""
-    if value != value or value in (float("inf"), float("-inf")):
-        raise ValueError("must hold finite numbers only")
-    return int(value) if value.is_integer() and abs(value) <= 1 << 53 else value

@@ -10,8 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import ParseDict
-from google.protobuf.struct_pb2 import NullValue, Struct, Value
+from google.protobuf.struct_pb2 import NullValue
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,12 +59,6 @@ class TestConversions:
         """Never rounded into the future."""
         assert wire.from_timestamp(Timestamp(seconds=1, nanos=999_999_999)).microsecond == 999_999
         assert wire.from_duration(Duration(nanos=1999)) == timedelta(microseconds=1)
-
-    def test_an_id_is_sixteen_bytes(self) -> None:
-        """As link frames carry it."""
-        assert wire.uuid_from_bytes(wire.uuid_to_bytes(AN_ID)) == AN_ID
-        with pytest.raises(ValueError, match="16"):
-            wire.uuid_from_bytes(b"short")
 
 
 class TestText:
@@ -230,44 +223,6 @@ class TestIds:
     def test_anything_else_is_a_violation(self, value: str) -> None:
         """Also forms that Python would take."""
         assert found(lambda v: wire.check_id(v, "id", value)) != []
-
-
-class TestStructs:
-    """JSON that Postgres can store."""
-
-    def test_an_object_becomes_plain_python(self) -> None:
-        """Whole numbers are ints again."""
-        content = {"a": 1, "b": 1.5, "c": [True, None, "x"], "d": {"e": {}}}
-        struct = ParseDict(content, Struct())
-        assert wire.check_struct(Violations(), "data", struct, most_bytes=1000) == content
-
-    @pytest.mark.parametrize(
-        "struct",
-        [
-            Struct(fields={"a": Value(string_value="x\x00")}),
-            Struct(fields={"a\x00": Value(bool_value=True)}),
-            Struct(fields={"a": Value(struct_value=Struct(fields={"b\x00": Value(bool_value=True)}))}),
-            Struct(fields={"a": Value(number_value=float("nan"))}),
-            Struct(fields={"a": Value(number_value=float("-inf"))}),
-            Struct(fields={"a": Value(string_value="x" * 2000)}),
-        ],
-        ids=["NUL", "NUL in a key", "NUL in an inner key", "NaN", "infinity", "too large"],
-    )
-    def test_what_jsonb_cannot_hold_is_a_violation(self, struct: Struct) -> None:
-        """One violation, on the field."""
-        violations = Violations()
-        assert wire.check_struct(violations, "data", struct, most_bytes=1000) == {}
-        assert [one.field for one in violations] == ["data"]
-
-    def test_deep_nesting_is_a_violation(self) -> None:
-        """Long before Python's own limit."""
-        value = Value(bool_value=True)
-        for _ in range(20):
-            value = Value(struct_value=Struct(fields={"a": value}))
-        struct = Struct(fields={"a": value})
-        assert found(lambda v: wire.check_struct(v, "data", struct, most_bytes=10_000)) == [
-            "data must not be nested deeper than 16"
-        ]
 
 
 class TestPages:
