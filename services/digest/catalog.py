@@ -40,6 +40,14 @@ class Style(StrEnum):
     SUMMARY = "summary"
 
 
+class Priority(IntEnum):
+    """How urgent what leaves is; digests are NORMAL. The numbers are stored, and are the contract's."""
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+
+
 class WindowKind(IntEnum):
     """What closes a window: nothing (it holds one item, sent alone), its boundary, or its batch's trigger."""
 

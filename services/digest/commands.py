@@ -7,7 +7,7 @@ from datetime import datetime
 from uuid import UUID
 
 from libs.ids import derived_id
-from services.digest.catalog import ItemState
+from services.digest.catalog import ItemState, Priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,7 @@ class Notification:
     timer_type: str = ""
     timeline: str = ""
     sequence: int = 0
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,10 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One part on its way to the dispatcher; not worth sending from `expires_at` on."""
+    """One part on its way to the dispatcher; not worth sending from `expires_at` on.
+
+    `priority` as a number (catalog.Priority): the process that renders imports this module, and nothing it needs not.
+    """
 
     tenant: str
     delivery_id: UUID
@@ -104,4 +107,5 @@ class Message:
     channel: str
     address: str
     part: Part
+    priority: int
     expires_at: datetime | None = None

@@ -34,25 +34,26 @@ _ANALYZED_ITEMS = 1_000
 
 _COLUMNS = (
     *("tenant", "id", "type", "entity", "group_key", "payload", "subscribers", "topics", "occurred_at", "expires_at"),
-    *("timer_id", "schedule_id", "timer_type", "timeline", "sequence", "received_at"),
+    *("timer_id", "schedule_id", "timer_type", "timeline", "sequence", "received_at", "priority"),
 )
 _TYPES = (
     *("text", "uuid", "text", "text", "text", "text", "text[]", "text[]", "timestamptz", "timestamptz"),
-    *("uuid", "uuid", "text", "text", "int8", "timestamptz"),
+    *("uuid", "uuid", "text", "text", "int8", "timestamptz", "int2"),
 )
 
 # Emptied by Postgres itself at the end of each transaction; no statistics, no locks, no log.
 _SCRATCH = """
     CREATE TEMPORARY TABLE IF NOT EXISTS expansion (
         tenant text, notification_id uuid, subscriber text, choice text, state smallint, reason text, kind smallint,
-        cadence text, channel text, format text, style text, rule text, is_fixed boolean, zone text, batch text,
-        fallback_after interval, occurred_at timestamptz, window_id uuid, slot_at timestamptz) ON COMMIT DELETE ROWS;
+        priority smallint, cadence text, channel text, format text, style text, rule text, is_fixed boolean, zone text,
+        batch text, fallback_after interval, occurred_at timestamptz, window_id uuid, slot_at timestamptz)
+        ON COMMIT DELETE ROWS;
     CREATE TEMPORARY TABLE IF NOT EXISTS boundary (
         rule text, zone text, start_at timestamptz, end_at timestamptz) ON COMMIT DELETE ROWS"""
 
 _DECIDE = """
     WITH arrived AS MATERIALIZED (
-        SELECT n.tenant, n.id, n.type, n.occurred_at, n.subscribers, n.topics,
+        SELECT n.tenant, n.id, n.type, n.occurred_at, n.priority, n.subscribers, n.topics,
             t.id IS NOT NULL AS is_known, coalesce(t.is_mandatory, false) AS is_mandatory,
             coalesce(t.default_cadence, '') AS default_cadence, coalesce(t.default_channel, '') AS default_channel,
             coalesce(n.expires_at <= %(now)s, false) AS is_expired,
@@ -91,15 +92,15 @@ _DECIDE = """
         SELECT tenant, id, '', '', '', '', '', topic FROM topical t WHERE NOT EXISTS (
             SELECT FROM matched m WHERE m.tenant = t.tenant AND m.id = t.id AND m.topic = t.topic)
     ), settled AS (
-        SELECT c.tenant, c.id, c.subscriber, c.unheard, c.format, c.style, a.occurred_at,
+        SELECT c.tenant, c.id, c.subscriber, c.unheard, c.format, c.style, a.occurred_at, a.priority,
             a.is_known, a.is_expired, a.is_cancelled,
             CASE WHEN c.cadence = '' OR c.cadence = 'off' AND a.is_mandatory THEN a.default_cadence
                 ELSE c.cadence END AS cadence,
             CASE c.channel WHEN '' THEN a.default_channel ELSE c.channel END AS channel
         FROM chosen c JOIN arrived a ON a.tenant = c.tenant AND a.id = c.id
     ), written AS (
-        SELECT s.tenant, s.id, s.subscriber, s.unheard, s.occurred_at, s.is_known, s.is_expired, s.is_cancelled,
-            s.cadence, s.channel,
+        SELECT s.tenant, s.id, s.subscriber, s.unheard, s.occurred_at, s.priority, s.is_known, s.is_expired,
+            s.is_cancelled, s.cadence, s.channel,
             CASE WHEN s.format <> '' THEN s.format
                 ELSE CASE s.channel WHEN 'email' THEN 'html' WHEN 'webhook' THEN 'json' ELSE 'text' END END AS format,
             CASE WHEN s.style <> '' THEN s.style
@@ -132,12 +133,12 @@ _DECIDE = """
                 ELSE concat_ws('/', cadence, channel, format, style) END AS choice,
             CASE reason WHEN '' THEN 1 WHEN 'cancelled' THEN 5 WHEN 'expired' THEN 6 ELSE 4 END AS state,
             CASE WHEN reason IN ('cancelled', 'expired') THEN '' ELSE reason END AS reason,
-            kind, cadence, channel, format, style, rule, is_fixed, zone, batch, fallback_after, occurred_at
+            kind, priority, cadence, channel, format, style, rule, is_fixed, zone, batch, fallback_after, occurred_at
         FROM judged
     )
     INSERT INTO expansion
-    SELECT tenant, id, subscriber, choice, state, reason, kind, cadence, channel, format, style, rule, is_fixed, zone,
-        batch, fallback_after, occurred_at, CASE WHEN state = 1 AND kind = 1 THEN uuidv7() END,
+    SELECT tenant, id, subscriber, choice, state, reason, kind, priority, cadence, channel, format, style, rule,
+        is_fixed, zone, batch, fallback_after, occurred_at, CASE WHEN state = 1 AND kind = 1 THEN uuidv7() END,
         CASE WHEN kind = 3 THEN timestamptz 'epoch' END
     FROM verdicts"""
 
@@ -145,9 +146,10 @@ _COUNT = "SELECT state, kind = 1, reason, count(*) FROM expansion GROUP BY 1, 2,
 
 # Sent alone: the window holds one item and is closing from the start, so that everything leaves by the same door.
 _OPEN_ALONE = """
-    INSERT INTO digest_window (tenant, id, subscriber, cadence, channel, format, style, kind, rule, batch,
+    INSERT INTO digest_window (tenant, id, subscriber, cadence, channel, format, style, kind, priority, rule, batch,
         slot_at, opened_at, due_at, state)
-    SELECT tenant, window_id, subscriber, cadence, channel, format, style, kind, '', '', %(now)s, %(now)s, %(now)s, 2
+    SELECT tenant, window_id, subscriber, cadence, channel, format, style, kind, priority, '', '', %(now)s, %(now)s,
+        %(now)s, 2
     FROM expansion WHERE state = 1 AND kind = 1"""
 
 _SETTLE = """
@@ -287,7 +289,7 @@ def _row(one: Notification, now: datetime) -> tuple[object, ...]:
             list(one.topics),
         ),
         *(one.occurred_at, one.expires_at, one.timer_id, one.schedule_id, one.timer_type, one.timeline),
-        *(one.sequence, now),
+        *(one.sequence, now, one.priority),
     )
 
 

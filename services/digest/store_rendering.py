@@ -12,13 +12,15 @@ from typing import Any
 from uuid import UUID
 
 from libs.postgres import Transaction
-from services.digest.catalog import Channel, Subscriber, WindowKind
+from services.digest.catalog import Channel, Priority, Subscriber, WindowKind
 from services.digest.rendering_jobs import Line, Source
 from services.digest.templates import TemplateKey, wanted_ids
 from services.digest.windows import Closed, ClosingWindow
 
+# Not in the order in which others lock windows, by id; but who skips what is locked waits for nobody.
 _CLAIM = """
-    SELECT tenant, id FROM digest_window WHERE state = 2 ORDER BY id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED"""
+    SELECT tenant, id FROM digest_window WHERE state = 2
+    ORDER BY priority DESC, id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED"""
 
 _EXPIRE = """
     UPDATE item i SET state = 6, changed_at = %(now)s FROM notification n
@@ -28,8 +30,8 @@ _EXPIRE = """
 _COUNT = "SELECT window_id, count(*) FROM item WHERE window_id = ANY (%s) AND state = 1 GROUP BY window_id"
 
 _READ = """
-    SELECT w.tenant, w.id, w.kind, w.subscriber, w.cadence, coalesce(k.name, ''), w.channel, w.format, w.style,
-        s.id, s.zone, s.locale, s.email, s.webhook_url, s.apprise_url
+    SELECT w.tenant, w.id, w.kind, w.priority, w.subscriber, w.cadence, coalesce(k.name, ''), w.channel, w.format,
+        w.style, s.id, s.zone, s.locale, s.email, s.webhook_url, s.apprise_url
     FROM digest_window w
     LEFT JOIN subscriber s ON s.tenant = w.tenant AND s.id = w.subscriber
     LEFT JOIN cadence k ON k.tenant = w.tenant AND k.id = w.cadence
@@ -65,7 +67,7 @@ _PUT_DELIVERIES = """
 
 
 async def claim(tx: Transaction, *, most_windows: int, most_items: int, now: datetime) -> list[ClosingWindow]:
-    """Lock closing windows for this transaction, oldest first, and read them.
+    """Lock closing windows for this transaction, the most urgent first, then the oldest, and read them.
 
     At most `most_windows`, and no more than hold `most_items` items together, but always one if there is one. Items
     whose time is over are marked expired before.
@@ -101,11 +103,12 @@ async def read_windows(tx: Transaction, tenants: Collection[str], ids: Sequence[
 
 
 def _window(row: tuple[Any, ...], lines: Sequence[Line], expires_at: datetime | None) -> ClosingWindow:
-    tenant, window_id, kind, subscriber_id, cadence, name, channel, text_format, style, *subscriber = row
+    tenant, window_id, kind, priority, subscriber_id, cadence, name, channel, text_format, style, *subscriber = row
     return ClosingWindow(
         tenant=tenant,
         id=window_id,
         kind=WindowKind(kind),
+        priority=Priority(priority),
         subscriber_id=subscriber_id,
         subscriber=None if subscriber[0] is None else _subscriber(*subscriber),
         cadence=cadence,

@@ -142,6 +142,7 @@ notification = Table(
     _text("timeline"),
     Column("sequence", BigInteger, nullable=False),
     _at("received_at"),
+    Column("priority", SmallInteger, nullable=False, server_default=text("2")),  # catalog.Priority
     Index("notification_by_entity", "tenant", "entity", postgresql_where=text("entity <> ''")),
 )
 
@@ -173,6 +174,7 @@ digest_window = Table(
     _text("format"),
     _text("style"),
     Column("kind", SmallInteger, nullable=False),  # catalog.WindowKind
+    Column("priority", SmallInteger, nullable=False, server_default=text("2")),  # The notification's, if sent alone.
     _text("rule"),  # cron:… or rrule:… of an aligned window whose boundaries follow the subscriber's zone, else empty.
     _text("batch"),
     _at("slot_at"),  # due_at of aligned windows, the epoch of external ones, of which one is open at a time.
@@ -187,7 +189,7 @@ digest_window = Table(
         postgresql_where=text("state = 1"),
     ),
     Index("digest_window_open_batch", "tenant", "batch", postgresql_where=text("state = 1 AND batch <> ''")),
-    Index("digest_window_closing", "id", postgresql_where=text("state = 2")),
+    Index("digest_window_closing", text("priority DESC"), "id", postgresql_where=text("state = 2")),
     Index("digest_window_by_subscriber", "tenant", "subscriber", "id"),
 )
 

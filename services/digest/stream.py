@@ -12,6 +12,7 @@ from typing import Protocol
 from uuid import UUID
 
 from carillon.link.v1 import link_pb2
+from carillon.scheduler.v1 import timer_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.clock import Clock
@@ -23,6 +24,7 @@ from libs.sharding import shard_of
 from libs.wire import from_timestamp, to_timestamp
 from services.digest import metrics
 from services.digest.boundaries import Boundaries
+from services.digest.catalog import Priority
 from services.digest.commands import (
     Cancel,
     Cancelled,
@@ -38,6 +40,8 @@ from services.digest.rendering_jobs import Message
 
 Place = tuple[UUID, int]
 """A frame's id and an entry's index in it."""
+
+_PRIORITIES = {int(priority): priority for priority in Priority}
 
 
 class ExpansionStore(Protocol):
@@ -243,6 +247,8 @@ def _notification(entry: link_pb2.Entry) -> Notification:
         timer_type=told.timer_type,
         timeline=told.timeline,
         sequence=entry.sequence,
+        # Unspecified is normal, and so is what only a newer sender knows.
+        priority=_PRIORITIES.get(told.content.priority, Priority.NORMAL),
     )
 
 
@@ -320,5 +326,6 @@ def _delivery_entry(message: Message, sequence: int) -> link_pb2.Entry:
             text=message.part.text,
             json=message.part.json,
             expire_time=expire_time,
+            priority=timer_pb2.Priority.ValueType(message.priority),
         ),
     )

@@ -6,7 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from libs.ids import derived_id
-from services.digest.catalog import IMMEDIATE, Channel, ItemState, Subscriber, WindowKind
+from services.digest.catalog import IMMEDIATE, Channel, ItemState, Priority, Subscriber, WindowKind
 from services.digest.rendering_jobs import Job, Line, Message, Rendered, Source
 from services.digest.templates import TemplateKey, chosen
 
@@ -27,6 +27,7 @@ class ClosingWindow:
     style: str
     lines: Sequence[Line]
     expires_at: datetime | None = None
+    priority: Priority = Priority.NORMAL
 
     @property
     def is_alone(self) -> bool:
@@ -118,6 +119,7 @@ def closed_by(window: ClosingWindow, rendered: Rendered) -> Closed:
             channel=window.channel,
             address=address,
             part=part,
+            priority=window.priority,
             expires_at=window.expires_at,
         )
         for number, part in enumerate(rendered.parts, start=1)

@@ -47,6 +47,14 @@ TOLD = ENDED | {State.HELD}
 """States of which digest is told."""
 
 
+class Priority(IntEnum):
+    """How urgent a delivery is: within its lane it overtakes whatever is less so. Numbers are the contract's."""
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+
+
 class Reason(StrEnum):
     """Why something was not sent: stable words, for attempts, outcomes, metrics and logs."""
 
@@ -95,6 +103,7 @@ class Delivery:
     text: str = ""
     json: str = ""
     expires_at: datetime | None = None
+    priority: Priority = Priority.NORMAL
 
     @property
     def key(self) -> tuple[str, UUID]:

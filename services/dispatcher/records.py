@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from services.dispatcher.delivery import State
+from services.dispatcher.delivery import Priority, State
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +18,7 @@ class DeliveryRecord:
     channel: str
     address: str
     subject: str
+    priority: Priority
     state: State
     attempts: int
     last_error: str
@@ -77,7 +78,12 @@ def story(delivery: DeliveryRecord, attempts: Sequence[AttemptRecord]) -> Iterat
         at=delivery.created_at,
         kind="delivery_accepted",
         sentence=f"{name} to {delivery.subscriber} at {delivery.address} was taken in.",
-        details={"state": delivery.state.name.lower(), "subject": delivery.subject, "channel": delivery.channel},
+        details={
+            "state": delivery.state.name.lower(),
+            "subject": delivery.subject,
+            "channel": delivery.channel,
+            "priority": delivery.priority.name.lower(),
+        },
         related_ids=(delivery.digest_id, delivery.id),
     )
     for attempt in attempts:

@@ -10,6 +10,7 @@ import grpc
 from carillon.dispatcher.v1 import dispatcher_pb2 as pb
 from carillon.dispatcher.v1 import dispatcher_pb2_grpc as pb_grpc
 from carillon.explain.v1 import explain_pb2
+from carillon.scheduler.v1 import timer_pb2
 
 from libs.clock import Clock
 from libs.errors import NotFound, Violations
@@ -302,6 +303,7 @@ def _delivery(one: DeliveryRecord) -> pb.Delivery:
         create_time=to_timestamp(one.created_at),
         end_time=to_timestamp(one.ended_at) if one.ended_at else None,
         next_attempt_time=to_timestamp(one.next_attempt_at) if one.next_attempt_at else None,
+        priority=timer_pb2.Priority.ValueType(one.priority),
     )
 
 

@@ -3,8 +3,9 @@
 - `delivery`: one row per message, from its arrival on. None of its indexes covers a column that sending changes (a
   dead letter's date excepted), so that every update stays on the row's page (HOT).
 - `queue`: one short row for each delivery that waits for its turn or is being sent, and for no other; the one index
-  that changes all the time is here, over a table that stays small. `claimable_at` is on the database's clock:
-  until when a claim holds while `attempt` is not 0, otherwise since when the delivery waits.
+  that changes all the time is here, over a table that stays small, in the order in which deliveries are claimed.
+  `claimable_at` is on the database's clock: until when a claim holds while `attempt` is not 0, otherwise since when the
+  delivery waits.
 - `attempt`: one row per try, written before anything leaves; without an end it is under way, or in doubt.
 - `suppression`: addresses that get nothing. `idempotency_key`: answers to calls that may be repeated.
 
@@ -33,6 +34,7 @@ delivery = Table(
     Column("channel", Text, nullable=False),
     Column("address", Text, nullable=False),
     Column("lane", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False, server_default=text("2")),  # delivery.Priority; never changes.
     Column("destination", Text, nullable=False),
     Column("subject", Text, nullable=False),
     Column("html", Text, nullable=False),
@@ -67,6 +69,7 @@ queue = Table(
     Column("tenant", Text, primary_key=True),
     Column("delivery_id", UUID(as_uuid=True), primary_key=True),
     Column("lane", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False, server_default=text("2")),  # The delivery's.
     Column("destination", Text, nullable=False),
     Column("claimable_at", _INSTANT, nullable=False, server_default=text("now()")),
     Column("attempt", Integer, nullable=False, server_default=text("0")),  # Under way; 0: waiting.
@@ -77,7 +80,7 @@ queue = Table(
         "autovacuum_vacuum_threshold": "500",
     },
 )
-Index("queue_next", queue.c.lane, queue.c.claimable_at)
+Index("queue_next", queue.c.lane, queue.c.priority.desc(), queue.c.claimable_at)
 
 attempt = Table(
     "attempt",

@@ -10,7 +10,7 @@ from sqlalchemy import Row, Select, select, tuple_
 from libs.errors import FailedPrecondition, NotFound
 from libs.postgres import Transaction
 from services.dispatcher.addresses import destination_of
-from services.dispatcher.delivery import DEAD_LETTERS, Delivery, State, lane_of
+from services.dispatcher.delivery import DEAD_LETTERS, Delivery, Priority, State, lane_of
 from services.dispatcher.records import AttemptRecord, DeliveryRecord
 from services.dispatcher.store import attempt as attempt_table
 from services.dispatcher.store import delivery as delivery_table
@@ -22,24 +22,25 @@ After = tuple[datetime, UUID]
 _ADD = """
     WITH added AS (
         INSERT INTO delivery (tenant, id, digest_id, subscriber, channel, address, lane, destination, subject, html,
-            text, json, expires_at, created_at, fresh_since, state)
+            text, json, expires_at, priority, created_at, fresh_since, state)
         SELECT tenant, id, digest_id, subscriber, channel, address, lane, destination, subject, html, text, json,
-            expires_at, %(now)s, %(now)s, %(pending)s
+            expires_at, priority, %(now)s, %(now)s, %(pending)s
         FROM unnest(%(tenant)s::text[], %(id)s::uuid[], %(digest_id)s::uuid[], %(subscriber)s::text[],
                 %(channel)s::text[], %(address)s::text[], %(lane)s::text[], %(destination)s::text[],
                 %(subject)s::text[], %(html)s::text[], %(text)s::text[], %(json)s::text[],
-                %(expires_at)s::timestamptz[]) AS given (tenant, id, digest_id, subscriber, channel, address, lane,
-                destination, subject, html, text, json, expires_at)
+                %(expires_at)s::timestamptz[], %(priority)s::smallint[]) AS given (tenant, id, digest_id, subscriber,
+                channel, address, lane, destination, subject, html, text, json, expires_at, priority)
         ORDER BY tenant, id
         ON CONFLICT DO NOTHING
-        RETURNING tenant, id, lane, destination)
-    INSERT INTO queue (tenant, delivery_id, lane, destination) SELECT tenant, id, lane, destination FROM added
+        RETURNING tenant, id, lane, priority, destination)
+    INSERT INTO queue (tenant, delivery_id, lane, priority, destination)
+    SELECT tenant, id, lane, priority, destination FROM added
     RETURNING tenant, delivery_id"""
 
 # A delivery that is already queued, or not waiting for a retry any more, needs none.
 _MAKE_DUE = """
-    INSERT INTO queue (tenant, delivery_id, lane, destination)
-    SELECT delivery.tenant, delivery.id, lane, destination
+    INSERT INTO queue (tenant, delivery_id, lane, priority, destination)
+    SELECT delivery.tenant, delivery.id, lane, priority, destination
     FROM unnest(%(tenants)s::text[], %(ids)s::uuid[]) AS due (tenant, id)
     JOIN delivery ON delivery.tenant = due.tenant AND delivery.id = due.id
     WHERE state = %(retrying)s
@@ -53,8 +54,9 @@ _REDRIVE = """
         UPDATE delivery SET state = CASE WHEN attempts = 0 THEN %(pending)s ELSE %(retrying)s END, budget = attempts,
             fresh_since = %(now)s, ended_at = NULL, dead_letter_at = NULL, next_attempt_at = %(now)s
         WHERE tenant = %(tenant)s AND id = ANY(%(ids)s)
-        RETURNING tenant, id, lane, destination)
-    INSERT INTO queue (tenant, delivery_id, lane, destination) SELECT tenant, id, lane, destination FROM risen"""
+        RETURNING tenant, id, lane, priority, destination)
+    INSERT INTO queue (tenant, delivery_id, lane, priority, destination)
+    SELECT tenant, id, lane, priority, destination FROM risen"""
 
 
 _RECORD = tuple(delivery_table.c[name] for name in DeliveryRecord.__slots__)
@@ -179,7 +181,7 @@ def _select(tenant: str) -> Select[Any]:
 
 
 def _record(row: Row[Any]) -> DeliveryRecord:
-    return DeliveryRecord(**{**row._mapping, "state": State(row.state)})
+    return DeliveryRecord(**{**row._mapping, "state": State(row.state), "priority": Priority(row.priority)})
 
 
 def _first(ids: Sequence[UUID], shown: int = 3) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from libs.postgres import Transaction
-from services.dispatcher.delivery import DEAD_LETTERS, ENDED, Delivery, State
+from services.dispatcher.delivery import DEAD_LETTERS, ENDED, Delivery, Priority, State
 from services.dispatcher.pipeline import Candidate, Settlement
 
 Key = tuple[str, UUID]
@@ -22,7 +22,7 @@ Key = tuple[str, UUID]
 # planner, who cannot know how few rows the queue gives, from reading all of `delivery` into a hash table.
 _CLAIMABLE = """
     SELECT q.tenant, q.delivery_id, q.attempt, d.digest_id, d.subscriber, d.channel, d.address, d.subject,
-           d.html, d.text, d.json, d.expires_at, d.attempts, d.budget, d.created_at, d.fresh_since,
+           d.html, d.text, d.json, d.expires_at, d.priority, d.attempts, d.budget, d.created_at, d.fresh_since,
            clock_timestamp(),
            EXISTS (SELECT FROM suppression AS s WHERE s.tenant = d.tenant AND s.channel = d.channel
                    AND s.address = CASE WHEN d.channel = 'email' THEN lower(d.address) ELSE d.address END)
@@ -30,7 +30,7 @@ _CLAIMABLE = """
     CROSS JOIN LATERAL (
         SELECT tenant, delivery_id, attempt FROM queue
         WHERE queue.lane = room.lane AND claimable_at <= statement_timestamp() AND destination <> ALL(%(full)s::text[])
-        ORDER BY claimable_at LIMIT room.places FOR UPDATE SKIP LOCKED) AS q
+        ORDER BY priority DESC, claimable_at LIMIT room.places FOR UPDATE SKIP LOCKED) AS q
     CROSS JOIN LATERAL (SELECT * FROM delivery WHERE tenant = q.tenant AND id = q.delivery_id LIMIT 1) AS d"""
 
 # `before` is the attempt found in doubt, 0 when there is none.
@@ -104,6 +104,7 @@ class QueueStore:
     async def claimable(self, tx: Transaction, places: Mapping[str, int], full: Sequence[str]) -> list[Candidate]:
         """Lock deliveries whose turn it is, at most `places` per lane, none to destinations that are `full`.
 
+        In each lane those of the highest priority, and of these the ones that have waited longest, strictly.
         Ones locked by other replicas are passed over. Nothing is changed; what is not claimed is free at the commit.
         """
         cursor = await tx.raw.execute(
@@ -177,7 +178,7 @@ def _candidate(row: tuple[Any, ...]) -> Candidate:
     tenant, delivery_id, attempt, digest_id, subscriber, channel, address, subject, html, text, json, expires_at = row[
         :12
     ]
-    attempts, budget, created_at, fresh_since, claimed_at, is_suppressed = row[12:]
+    priority, attempts, budget, created_at, fresh_since, claimed_at, is_suppressed = row[12:]
     return Candidate(
         delivery=Delivery(
             tenant=tenant,
@@ -191,6 +192,7 @@ def _candidate(row: tuple[Any, ...]) -> Candidate:
             text=text,
             json=json,
             expires_at=expires_at,
+            priority=Priority(priority),
         ),
         attempts=attempts,
         budget=budget,

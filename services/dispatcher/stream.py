@@ -19,10 +19,12 @@ from libs.postgres import Transaction
 from libs.sharding import shard_of
 from libs.wire import from_timestamp, to_timestamp
 from services.dispatcher import metrics
-from services.dispatcher.delivery import TOLD, Delivery, State
+from services.dispatcher.delivery import TOLD, Delivery, Priority, State
 from services.dispatcher.pipeline import Settlement
 
 RETRY_TYPE = "carillon/retry_delivery"
+
+_PRIORITIES = {int(priority): priority for priority in Priority}
 
 
 class Deliveries(Protocol):
@@ -144,6 +146,8 @@ def _delivery(tenant: str, message: link_pb2.Delivery) -> Delivery:
         text=_text(message.text),
         json=_text(message.json),
         expires_at=from_timestamp(message.expire_time) if message.HasField("expire_time") else None,
+        # Unspecified is normal, and so is what only a newer sender knows.
+        priority=_PRIORITIES.get(message.priority, Priority.NORMAL),
     )
 
 

@@ -111,6 +111,7 @@ class Rig:
         expires: datetime | None = None,
         one_id: UUID | None = None,
         sequence: int | None = None,
+        priority: timer_pb2.Priority.ValueType = timer_pb2.PRIORITY_UNSPECIFIED,
         **origin: Any,
     ) -> link_pb2.Entry:
         """An entry that tells something; without a sequence it gets the next one."""
@@ -121,7 +122,11 @@ class Rig:
             notification=link_pb2.Notification(
                 id=(one_id or new_id()).bytes,
                 content=timer_pb2.NotificationContent(
-                    type=type, subscribers=subscribers, topics=topics, payload=json.dumps(payload or {})
+                    type=type,
+                    subscribers=subscribers,
+                    topics=topics,
+                    payload=json.dumps(payload or {}),
+                    priority=priority,
                 ),
                 entity=entity,
                 occur_time=to_timestamp(at or self.clock.at),

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from carillon.dispatcher.v1 import dispatcher_pb2 as pb
 from carillon.dispatcher.v1 import dispatcher_pb2_grpc as pb_grpc
+from carillon.scheduler.v1 import timer_pb2
 from prometheus_client import CollectorRegistry
 
 from libs.rpc import build_server
@@ -100,6 +101,24 @@ async def test_deliveries_are_listed_newest_first_in_pages(dispatcher: Dispatche
     assert list(sent.deliveries) == []
     theirs = await dispatcher.theirs.ListDeliveries(pb.ListDeliveriesRequest())
     assert list(theirs.deliveries) == []
+
+
+async def test_a_delivery_is_shown_with_its_priority(dispatcher: Dispatcher) -> None:
+    """As digest gave it; what was left open, or is not known here, is normal and shown as that."""
+    newer = timer_pb2.Priority.ValueType(9)
+    given = {"urgent": timer_pb2.PRIORITY_HIGH, "idle": timer_pb2.PRIORITY_LOW, "open": 0, "newer": newer}
+    await dispatcher.rig.accept(*(delivery(name, priority=priority) for name, priority in given.items()))
+    listed = (await dispatcher.ours.ListDeliveries(pb.ListDeliveriesRequest())).deliveries
+    assert {one.id: one.priority for one in listed} == {
+        str(id_of("urgent")): timer_pb2.PRIORITY_HIGH,
+        str(id_of("idle")): timer_pb2.PRIORITY_LOW,
+        str(id_of("open")): timer_pb2.PRIORITY_NORMAL,
+        str(id_of("newer")): timer_pb2.PRIORITY_NORMAL,
+    }
+    shown = await dispatcher.ours.GetDelivery(pb.GetDeliveryRequest(id=str(id_of("urgent"))))
+    assert shown.delivery.priority == timer_pb2.PRIORITY_HIGH
+    (entry,) = (await dispatcher.ours.Explain(pb.ExplainRequest(id=str(id_of("urgent"))))).entries
+    assert entry.details["priority"] == "high"
 
 
 async def test_a_delivery_is_shown_with_its_attempts(dispatcher: Dispatcher) -> None:

@@ -50,7 +50,7 @@ CREATE TABLE notification (
     payload text NOT NULL, subscribers text[] NOT NULL, topics text[] NOT NULL,
     occurred_at timestamptz NOT NULL, expires_at timestamptz,
     timer_id uuid, schedule_id uuid, timer_type text NOT NULL, timeline text NOT NULL,
-    sequence bigint NOT NULL, received_at timestamptz NOT NULL,
+    sequence bigint NOT NULL, received_at timestamptz NOT NULL, priority smallint NOT NULL DEFAULT 2,
     PRIMARY KEY (tenant, id));
 CREATE INDEX notification_by_entity ON notification (tenant, entity) WHERE entity <> '';
 
@@ -63,14 +63,14 @@ CREATE INDEX item_by_window ON item (window_id) WHERE window_id IS NOT NULL;
 CREATE TABLE digest_window (
     tenant text NOT NULL, id uuid NOT NULL, subscriber text NOT NULL, cadence text NOT NULL,
     channel text NOT NULL, format text NOT NULL, style text NOT NULL,
-    kind smallint NOT NULL, rule text NOT NULL, batch text NOT NULL,
+    kind smallint NOT NULL, priority smallint NOT NULL DEFAULT 2, rule text NOT NULL, batch text NOT NULL,
     slot_at timestamptz NOT NULL, opened_at timestamptz NOT NULL, due_at timestamptz NOT NULL,
     state smallint NOT NULL, closed_at timestamptz,
     PRIMARY KEY (tenant, id));
 CREATE UNIQUE INDEX digest_window_open
     ON digest_window (tenant, subscriber, cadence, channel, format, style, slot_at) WHERE state = 1;
 CREATE INDEX digest_window_open_batch ON digest_window (tenant, batch) WHERE state = 1 AND batch <> '';
-CREATE INDEX digest_window_closing ON digest_window (id) WHERE state = 2;
+CREATE INDEX digest_window_closing ON digest_window (priority DESC, id) WHERE state = 2;
 CREATE INDEX digest_window_by_subscriber ON digest_window (tenant, subscriber, id);
 
 CREATE TABLE digest (

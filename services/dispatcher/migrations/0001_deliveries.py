@@ -17,6 +17,7 @@ CREATE TABLE delivery (
     channel text NOT NULL,
     address text NOT NULL,
     lane text NOT NULL,
+    priority smallint NOT NULL DEFAULT 2,
     destination text NOT NULL,
     subject text NOT NULL,
     html text NOT NULL,
@@ -43,13 +44,14 @@ CREATE TABLE queue (
     tenant text NOT NULL,
     delivery_id uuid NOT NULL,
     lane text NOT NULL,
+    priority smallint NOT NULL DEFAULT 2,
     destination text NOT NULL,
     claimable_at timestamptz NOT NULL DEFAULT now(),
     attempt integer NOT NULL DEFAULT 0,
     claimed_by text NOT NULL DEFAULT '',
     PRIMARY KEY (tenant, delivery_id)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500);
-CREATE INDEX queue_next ON queue (lane, claimable_at);
+CREATE INDEX queue_next ON queue (lane, priority DESC, claimable_at);
 
 CREATE TABLE attempt (
     tenant text NOT NULL,

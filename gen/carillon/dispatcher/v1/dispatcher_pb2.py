@@ -23,56 +23,57 @@ _sym_db = _symbol_database.Default()
 
 
 from carillon.explain.v1 import explain_pb2 as carillon_dot_explain_dot_v1_dot_explain__pb2
+from carillon.scheduler.v1 import timer_pb2 as carillon_dot_scheduler_dot_v1_dot_timer__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'carillon/dispatcher/v1/dispatcher.proto\x12\x16\x63\x61rillon.dispatcher.v1\x1a!carillon/explain/v1/explain.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x02\n\x08\x44\x65livery\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tdigest_id\x18\x02 \x01(\t\x12\x12\n\nsubscriber\x18\x03 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0f\n\x07subject\x18\x06 \x01(\t\x12\x34\n\x05state\x18\x07 \x01(\x0e\x32%.carillon.dispatcher.v1.DeliveryState\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\r\x12\x12\n\nlast_error\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa7\x01\n\x07\x41ttempt\x12\x0e\n\x06number\x18\x01 \x01(\r\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07is_sent\x18\x04 \x01(\x08\x12\r\n\x05reply\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\x9c\x01\n\x15ListDeliveriesRequest\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\x11\n\tdigest_id\x18\x02 \x01(\t\x12\x35\n\x06states\x18\x03 \x03(\x0e\x32%.carillon.dispatcher.v1.DeliveryState\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x12\n\npage_token\x18\x05 \x01(\t\"g\n\x16ListDeliveriesResponse\x12\x34\n\ndeliveries\x18\x01 \x03(\x0b\x32 .carillon.dispatcher.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x12GetDeliveryRequest\x12\n\n\x02id\x18\x01 \x01(\t\"|\n\x13GetDeliveryResponse\x12\x32\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32 .carillon.dispatcher.v1.Delivery\x12\x31\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x1f.carillon.dispatcher.v1.Attempt\"?\n\x16ListDeadLettersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"h\n\x17ListDeadLettersResponse\x12\x34\n\ndeliveries\x18\x01 \x03(\x0b\x32 .carillon.dispatcher.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"?\n\x0eRedriveRequest\x12\x14\n\x0c\x64\x65livery_ids\x18\x01 \x03(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"#\n\x0fRedriveResponse\x12\x10\n\x08redriven\x18\x01 \x01(\r\"p\n\x0bSuppression\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Q\n\x15PutSuppressionRequest\x12\x38\n\x0bsuppression\x18\x01 \x01(\x0b\x32#.carillon.dispatcher.v1.Suppression\"R\n\x16PutSuppressionResponse\x12\x38\n\x0bsuppression\x18\x01 \x01(\x0b\x32#.carillon.dispatcher.v1.Suppression\"<\n\x18\x44\x65leteSuppressionRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x1b\n\x19\x44\x65leteSuppressionResponse\"@\n\x17ListSuppressionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"n\n\x18ListSuppressionsResponse\x12\x39\n\x0csuppressions\x18\x01 \x03(\x0b\x32#.carillon.dispatcher.v1.Suppression\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1c\n\x0e\x45xplainRequest\x12\n\n\x02id\x18\x01 \x01(\t\">\n\x0f\x45xplainResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.carillon.explain.v1.Entry*\x8a\x02\n\rDeliveryState\x12\x1e\n\x1a\x44\x45LIVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_STATE_PENDING\x10\x01\x12\x1a\n\x16\x44\x45LIVERY_STATE_SENDING\x10\x02\x12\x1b\n\x17\x44\x45LIVERY_STATE_RETRYING\x10\x03\x12\x17\n\x13\x44\x45LIVERY_STATE_SENT\x10\x04\x12\x17\n\x13\x44\x45LIVERY_STATE_DEAD\x10\x05\x12\x1d\n\x19\x44\x45LIVERY_STATE_SUPPRESSED\x10\x06\x12\x17\n\x13\x44\x45LIVERY_STATE_HELD\x10\x07\x12\x1a\n\x16\x44\x45LIVERY_STATE_EXPIRED\x10\x08\x32\xfa\x06\n\x11\x44ispatcherService\x12o\n\x0eListDeliveries\x12-.carillon.dispatcher.v1.ListDeliveriesRequest\x1a..carillon.dispatcher.v1.ListDeliveriesResponse\x12\x66\n\x0bGetDelivery\x12*.carillon.dispatcher.v1.GetDeliveryRequest\x1a+.carillon.dispatcher.v1.GetDeliveryResponse\x12r\n\x0fListDeadLetters\x12..carillon.dispatcher.v1.ListDeadLettersRequest\x1a/.carillon.dispatcher.v1.ListDeadLettersResponse\x12Z\n\x07Redrive\x12&.carillon.dispatcher.v1.RedriveRequest\x1a\'.carillon.dispatcher.v1.RedriveResponse\x12o\n\x0ePutSuppression\x12-.carillon.dispatcher.v1.PutSuppressionRequest\x1a..carillon.dispatcher.v1.PutSuppressionResponse\x12x\n\x11\x44\x65leteSuppression\x12\x30.carillon.dispatcher.v1.DeleteSuppressionRequest\x1a\x31.carillon.dispatcher.v1.DeleteSuppressionResponse\x12u\n\x10ListSuppressions\x12/.carillon.dispatcher.v1.ListSuppressionsRequest\x1a\x30.carillon.dispatcher.v1.ListSuppressionsResponse\x12Z\n\x07\x45xplain\x12&.carillon.dispatcher.v1.ExplainRequest\x1a\'.carillon.dispatcher.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'carillon/dispatcher/v1/dispatcher.proto\x12\x16\x63\x61rillon.dispatcher.v1\x1a!carillon/explain/v1/explain.proto\x1a!carillon/scheduler/v1/timer.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\x03\n\x08\x44\x65livery\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tdigest_id\x18\x02 \x01(\t\x12\x12\n\nsubscriber\x18\x03 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0f\n\x07subject\x18\x06 \x01(\t\x12\x34\n\x05state\x18\x07 \x01(\x0e\x32%.carillon.dispatcher.v1.DeliveryState\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\r\x12\x12\n\nlast_error\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08priority\x18\r \x01(\x0e\x32\x1f.carillon.scheduler.v1.Priority\"\xa7\x01\n\x07\x41ttempt\x12\x0e\n\x06number\x18\x01 \x01(\r\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07is_sent\x18\x04 \x01(\x08\x12\r\n\x05reply\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\x9c\x01\n\x15ListDeliveriesRequest\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\x11\n\tdigest_id\x18\x02 \x01(\t\x12\x35\n\x06states\x18\x03 \x03(\x0e\x32%.carillon.dispatcher.v1.DeliveryState\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x12\n\npage_token\x18\x05 \x01(\t\"g\n\x16ListDeliveriesResponse\x12\x34\n\ndeliveries\x18\x01 \x03(\x0b\x32 .carillon.dispatcher.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x12GetDeliveryRequest\x12\n\n\x02id\x18\x01 \x01(\t\"|\n\x13GetDeliveryResponse\x12\x32\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32 .carillon.dispatcher.v1.Delivery\x12\x31\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x1f.carillon.dispatcher.v1.Attempt\"?\n\x16ListDeadLettersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"h\n\x17ListDeadLettersResponse\x12\x34\n\ndeliveries\x18\x01 \x03(\x0b\x32 .carillon.dispatcher.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"?\n\x0eRedriveRequest\x12\x14\n\x0c\x64\x65livery_ids\x18\x01 \x03(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"#\n\x0fRedriveResponse\x12\x10\n\x08redriven\x18\x01 \x01(\r\"p\n\x0bSuppression\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Q\n\x15PutSuppressionRequest\x12\x38\n\x0bsuppression\x18\x01 \x01(\x0b\x32#.carillon.dispatcher.v1.Suppression\"R\n\x16PutSuppressionResponse\x12\x38\n\x0bsuppression\x18\x01 \x01(\x0b\x32#.carillon.dispatcher.v1.Suppression\"<\n\x18\x44\x65leteSuppressionRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x1b\n\x19\x44\x65leteSuppressionResponse\"@\n\x17ListSuppressionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"n\n\x18ListSuppressionsResponse\x12\x39\n\x0csuppressions\x18\x01 \x03(\x0b\x32#.carillon.dispatcher.v1.Suppression\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1c\n\x0e\x45xplainRequest\x12\n\n\x02id\x18\x01 \x01(\t\">\n\x0f\x45xplainResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.carillon.explain.v1.Entry*\x8a\x02\n\rDeliveryState\x12\x1e\n\x1a\x44\x45LIVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_STATE_PENDING\x10\x01\x12\x1a\n\x16\x44\x45LIVERY_STATE_SENDING\x10\x02\x12\x1b\n\x17\x44\x45LIVERY_STATE_RETRYING\x10\x03\x12\x17\n\x13\x44\x45LIVERY_STATE_SENT\x10\x04\x12\x17\n\x13\x44\x45LIVERY_STATE_DEAD\x10\x05\x12\x1d\n\x19\x44\x45LIVERY_STATE_SUPPRESSED\x10\x06\x12\x17\n\x13\x44\x45LIVERY_STATE_HELD\x10\x07\x12\x1a\n\x16\x44\x45LIVERY_STATE_EXPIRED\x10\x08\x32\xfa\x06\n\x11\x44ispatcherService\x12o\n\x0eListDeliveries\x12-.carillon.dispatcher.v1.ListDeliveriesRequest\x1a..carillon.dispatcher.v1.ListDeliveriesResponse\x12\x66\n\x0bGetDelivery\x12*.carillon.dispatcher.v1.GetDeliveryRequest\x1a+.carillon.dispatcher.v1.GetDeliveryResponse\x12r\n\x0fListDeadLetters\x12..carillon.dispatcher.v1.ListDeadLettersRequest\x1a/.carillon.dispatcher.v1.ListDeadLettersResponse\x12Z\n\x07Redrive\x12&.carillon.dispatcher.v1.RedriveRequest\x1a\'.carillon.dispatcher.v1.RedriveResponse\x12o\n\x0ePutSuppression\x12-.carillon.dispatcher.v1.PutSuppressionRequest\x1a..carillon.dispatcher.v1.PutSuppressionResponse\x12x\n\x11\x44\x65leteSuppression\x12\x30.carillon.dispatcher.v1.DeleteSuppressionRequest\x1a\x31.carillon.dispatcher.v1.DeleteSuppressionResponse\x12u\n\x10ListSuppressions\x12/.carillon.dispatcher.v1.ListSuppressionsRequest\x1a\x30.carillon.dispatcher.v1.ListSuppressionsResponse\x12Z\n\x07\x45xplain\x12&.carillon.dispatcher.v1.ExplainRequest\x1a\'.carillon.dispatcher.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'carillon.dispatcher.v1.dispatcher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DELIVERYSTATE']._serialized_start=2004
-  _globals['_DELIVERYSTATE']._serialized_end=2270
-  _globals['_DELIVERY']._serialized_start=136
-  _globals['_DELIVERY']._serialized_end=490
-  _globals['_ATTEMPT']._serialized_start=493
-  _globals['_ATTEMPT']._serialized_end=660
-  _globals['_LISTDELIVERIESREQUEST']._serialized_start=663
-  _globals['_LISTDELIVERIESREQUEST']._serialized_end=819
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=821
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=924
-  _globals['_GETDELIVERYREQUEST']._serialized_start=926
-  _globals['_GETDELIVERYREQUEST']._serialized_end=958
-  _globals['_GETDELIVERYRESPONSE']._serialized_start=960
-  _globals['_GETDELIVERYRESPONSE']._serialized_end=1084
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1086
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1149
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1151
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1255
-  _globals['_REDRIVEREQUEST']._serialized_start=1257
-  _globals['_REDRIVEREQUEST']._serialized_end=1320
-  _globals['_REDRIVERESPONSE']._serialized_start=1322
-  _globals['_REDRIVERESPONSE']._serialized_end=1357
-  _globals['_SUPPRESSION']._serialized_start=1359
-  _globals['_SUPPRESSION']._serialized_end=1471
-  _globals['_PUTSUPPRESSIONREQUEST']._serialized_start=1473
-  _globals['_PUTSUPPRESSIONREQUEST']._serialized_end=1554
-  _globals['_PUTSUPPRESSIONRESPONSE']._serialized_start=1556
-  _globals['_PUTSUPPRESSIONRESPONSE']._serialized_end=1638
-  _globals['_DELETESUPPRESSIONREQUEST']._serialized_start=1640
-  _globals['_DELETESUPPRESSIONREQUEST']._serialized_end=1700
-  _globals['_DELETESUPPRESSIONRESPONSE']._serialized_start=1702
-  _globals['_DELETESUPPRESSIONRESPONSE']._serialized_end=1729
-  _globals['_LISTSUPPRESSIONSREQUEST']._serialized_start=1731
-  _globals['_LISTSUPPRESSIONSREQUEST']._serialized_end=1795
-  _globals['_LISTSUPPRESSIONSRESPONSE']._serialized_start=1797
-  _globals['_LISTSUPPRESSIONSRESPONSE']._serialized_end=1907
-  _globals['_EXPLAINREQUEST']._serialized_start=1909
-  _globals['_EXPLAINREQUEST']._serialized_end=1937
-  _globals['_EXPLAINRESPONSE']._serialized_start=1939
-  _globals['_EXPLAINRESPONSE']._serialized_end=2001
-  _globals['_DISPATCHERSERVICE']._serialized_start=2273
-  _globals['_DISPATCHERSERVICE']._serialized_end=3163
+  _globals['_DELIVERYSTATE']._serialized_start=2090
+  _globals['_DELIVERYSTATE']._serialized_end=2356
+  _globals['_DELIVERY']._serialized_start=171
+  _globals['_DELIVERY']._serialized_end=576
+  _globals['_ATTEMPT']._serialized_start=579
+  _globals['_ATTEMPT']._serialized_end=746
+  _globals['_LISTDELIVERIESREQUEST']._serialized_start=749
+  _globals['_LISTDELIVERIESREQUEST']._serialized_end=905
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=907
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=1010
+  _globals['_GETDELIVERYREQUEST']._serialized_start=1012
+  _globals['_GETDELIVERYREQUEST']._serialized_end=1044
+  _globals['_GETDELIVERYRESPONSE']._serialized_start=1046
+  _globals['_GETDELIVERYRESPONSE']._serialized_end=1170
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1172
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1235
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1237
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1341
+  _globals['_REDRIVEREQUEST']._serialized_start=1343
+  _globals['_REDRIVEREQUEST']._serialized_end=1406
+  _globals['_REDRIVERESPONSE']._serialized_start=1408
+  _globals['_REDRIVERESPONSE']._serialized_end=1443
+  _globals['_SUPPRESSION']._serialized_start=1445
+  _globals['_SUPPRESSION']._serialized_end=1557
+  _globals['_PUTSUPPRESSIONREQUEST']._serialized_start=1559
+  _globals['_PUTSUPPRESSIONREQUEST']._serialized_end=1640
+  _globals['_PUTSUPPRESSIONRESPONSE']._serialized_start=1642
+  _globals['_PUTSUPPRESSIONRESPONSE']._serialized_end=1724
+  _globals['_DELETESUPPRESSIONREQUEST']._serialized_start=1726
+  _globals['_DELETESUPPRESSIONREQUEST']._serialized_end=1786
+  _globals['_DELETESUPPRESSIONRESPONSE']._serialized_start=1788
+  _globals['_DELETESUPPRESSIONRESPONSE']._serialized_end=1815
+  _globals['_LISTSUPPRESSIONSREQUEST']._serialized_start=1817
+  _globals['_LISTSUPPRESSIONSREQUEST']._serialized_end=1881
+  _globals['_LISTSUPPRESSIONSRESPONSE']._serialized_start=1883
+  _globals['_LISTSUPPRESSIONSRESPONSE']._serialized_end=1993
+  _globals['_EXPLAINREQUEST']._serialized_start=1995
+  _globals['_EXPLAINREQUEST']._serialized_end=2023
+  _globals['_EXPLAINRESPONSE']._serialized_start=2025
+  _globals['_EXPLAINRESPONSE']._serialized_end=2087
+  _globals['_DISPATCHERSERVICE']._serialized_start=2359
+  _globals['_DISPATCHERSERVICE']._serialized_end=3249
 # @@protoc_insertion_point(module_scope)

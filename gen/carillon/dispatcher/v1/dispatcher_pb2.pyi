@@ -4,6 +4,7 @@ isort:skip_file
 How messages leave, and what came of them."""
 
 from carillon.explain.v1 import explain_pb2 as _explain_pb2
+from carillon.scheduler.v1 import timer_pb2 as _timer_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -85,6 +86,7 @@ class Delivery(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """A UUID; Message-ID and webhook-id derive from it."""
     digest_id: _builtins.str
@@ -99,6 +101,8 @@ class Delivery(_message.Message):
     """Attempts made so far."""
     last_error: _builtins.str
     """Of the last attempt, at most 2,048 characters."""
+    priority: _timer_pb2.Priority.ValueType
+    """Within a channel, of those that wait the most urgent is sent first; never unspecified."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -124,10 +128,11 @@ class Delivery(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        priority: _timer_pb2.Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempts", b"attempts", "channel", b"channel", "create_time", b"create_time", "digest_id", b"digest_id", "end_time", b"end_time", "id", b"id", "last_error", b"last_error", "next_attempt_time", b"next_attempt_time", "state", b"state", "subject", b"subject", "subscriber", b"subscriber"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempts", b"attempts", "channel", b"channel", "create_time", b"create_time", "digest_id", b"digest_id", "end_time", b"end_time", "id", b"id", "last_error", b"last_error", "next_attempt_time", b"next_attempt_time", "priority", b"priority", "state", b"state", "subject", b"subject", "subscriber", b"subscriber"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -587,11 +587,13 @@ class CancelResponse(_message.Message):
     ALREADY_LEFT_FIELD_NUMBER: _builtins.int
     IS_APPLIED_FIELD_NUMBER: _builtins.int
     timers: _builtins.int
-    """Timers cancelled. 0 while is_applied is false."""
+    """Timers cancelled, those that wait for a retry or in a buffer included. 0 while is_applied is false."""
     items: _builtins.int
     """Items taken out of open digests."""
     already_left: _builtins.int
-    """Matching notifications that had already left, in a digest or alone."""
+    """Matching notifications that had already left, in a digest or alone, and events whose report had not come: they are not
+    tried again.
+    """
     is_applied: _builtins.bool
     def __init__(
         self,
@@ -670,6 +672,180 @@ class RescheduleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RescheduleResponse: _TypeAlias = RescheduleResponse  # noqa: Y015
+
+@_typing.final
+class ScheduleTrigger(_message.Message):
+    """One schedule to fire now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    ENTITY_FIELD_NUMBER: _builtins.int
+    schedule_id: _builtins.str
+    """The schedule's id, a UUID, as Schedule returned it for a recurrence."""
+    entity: _builtins.str
+    """The entity it belongs to, 1-256 characters."""
+    def __init__(
+        self,
+        *,
+        schedule_id: _builtins.str = ...,
+        entity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity", b"entity", "schedule_id", b"schedule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleTrigger: _TypeAlias = ScheduleTrigger  # noqa: Y015
+
+@_typing.final
+class TriggerScheduleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIGGERS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    wait_for: Global___WaitFor.ValueType
+    @_builtins.property
+    def triggers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScheduleTrigger]:
+        """1 to 1,000."""
+
+    def __init__(
+        self,
+        *,
+        triggers: _abc.Iterable[Global___ScheduleTrigger] | None = ...,
+        idempotency_key: _builtins.str = ...,
+        wait_for: Global___WaitFor.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "triggers", b"triggers", "wait_for", b"wait_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TriggerScheduleRequest: _TypeAlias = TriggerScheduleRequest  # noqa: Y015
+
+@_typing.final
+class TriggerScheduleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    IS_APPLIED_FIELD_NUMBER: _builtins.int
+    is_applied: _builtins.bool
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemResult]:
+        """One per trigger, in order; id is that of the timer that fires."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ItemResult] | None = ...,
+        is_applied: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_applied", b"is_applied", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TriggerScheduleResponse: _TypeAlias = TriggerScheduleResponse  # noqa: Y015
+
+@_typing.final
+class ScheduleBackfill(_message.Message):
+    """One range to make up for: (start, end]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    ENTITY_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    schedule_id: _builtins.str
+    """The schedule's id, a UUID, as Schedule returned it for a recurrence."""
+    entity: _builtins.str
+    """The entity it belongs to, 1-256 characters."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Before end_time. The schedule's own start still counts."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Not in the future."""
+
+    def __init__(
+        self,
+        *,
+        schedule_id: _builtins.str = ...,
+        entity: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "entity", b"entity", "schedule_id", b"schedule_id", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleBackfill: _TypeAlias = ScheduleBackfill  # noqa: Y015
+
+@_typing.final
+class BackfillScheduleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKFILLS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    wait_for: Global___WaitFor.ValueType
+    @_builtins.property
+    def backfills(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScheduleBackfill]:
+        """1 to 100."""
+
+    def __init__(
+        self,
+        *,
+        backfills: _abc.Iterable[Global___ScheduleBackfill] | None = ...,
+        idempotency_key: _builtins.str = ...,
+        wait_for: Global___WaitFor.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfills", b"backfills", "idempotency_key", b"idempotency_key", "wait_for", b"wait_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackfillScheduleRequest: _TypeAlias = BackfillScheduleRequest  # noqa: Y015
+
+@_typing.final
+class BackfillScheduleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    TIMERS_FIELD_NUMBER: _builtins.int
+    IS_APPLIED_FIELD_NUMBER: _builtins.int
+    timers: _builtins.int
+    """Occurrences that fire because of this call, over all ranges. 0 while is_applied is false."""
+    is_applied: _builtins.bool
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemResult]:
+        """One per range, in order; ids stay empty."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ItemResult] | None = ...,
+        timers: _builtins.int = ...,
+        is_applied: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_applied", b"is_applied", "results", b"results", "timers", b"timers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackfillScheduleResponse: _TypeAlias = BackfillScheduleResponse  # noqa: Y015
 
 @_typing.final
 class PauseRequest(_message.Message):

@@ -85,6 +85,16 @@ class IntakeServiceStub:
                 request_serializer=carillon_dot_intake_dot_v1_dot_intake__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=carillon_dot_intake_dot_v1_dot_intake__pb2.ResumeResponse.FromString,
                 _registered_method=True)
+        self.TriggerSchedule = channel.unary_unary(
+                '/carillon.intake.v1.IntakeService/TriggerSchedule',
+                request_serializer=carillon_dot_intake_dot_v1_dot_intake__pb2.TriggerScheduleRequest.SerializeToString,
+                response_deserializer=carillon_dot_intake_dot_v1_dot_intake__pb2.TriggerScheduleResponse.FromString,
+                _registered_method=True)
+        self.BackfillSchedule = channel.unary_unary(
+                '/carillon.intake.v1.IntakeService/BackfillSchedule',
+                request_serializer=carillon_dot_intake_dot_v1_dot_intake__pb2.BackfillScheduleRequest.SerializeToString,
+                response_deserializer=carillon_dot_intake_dot_v1_dot_intake__pb2.BackfillScheduleResponse.FromString,
+                _registered_method=True)
         self.PutFacts = channel.unary_unary(
                 '/carillon.intake.v1.IntakeService/PutFacts',
                 request_serializer=carillon_dot_intake_dot_v1_dot_intake__pb2.PutFactsRequest.SerializeToString,
@@ -199,22 +209,40 @@ class IntakeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Reschedule(self, request, context):
-        """Moves waiting timers to another due time. NOT_FOUND per id that is not waiting. Not built yet: UNIMPLEMENTED.
+        """Moves waiting timers to another due time, paused ones too. Of a recurrence only the waiting occurrence moves; those after
+        it follow the rule. Moving nothing is not an error: the count is 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Holds waiting timers back. Pausing what is paused changes nothing. Not built yet: UNIMPLEMENTED.
+        """Holds waiting timers back, and with them the recurrences they are of. Pausing what is paused changes nothing. Timers
+        scheduled later are not held back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Lets paused timers go on; what came due meanwhile follows its misfire policy. Resuming what is not paused changes nothing.
-        Not built yet: UNIMPLEMENTED.
+        """Lets paused timers go on: one-shot timers that came due meanwhile fire now, recurrences follow their misfire policy.
+        Resuming what is not paused changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TriggerSchedule(self, request, context):
+        """Fires schedules once more, now; their next occurrences stay as they are. 1 to 1,000. FAILED_PRECONDITION per unknown
+        schedule; the scheduler says so, so only where is_applied. Without an idempotency key every call fires.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BackfillSchedule(self, request, context):
+        """Fires the occurrences in a range that have not fired: those that were missed, skipped or expired. Idempotent by nature: each occurrence is made up for once. 1 to 100 ranges, each of at most 1,000
+        occurrences (FAILED_PRECONDITION, as for an unknown schedule; the scheduler says so, so only where is_applied).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -296,8 +324,9 @@ class IntakeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportOutcome(self, request, context):
-        """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). NOT_FOUND per
-        timer that expects no report. Not built yet: UNIMPLEMENTED.
+        """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). Done counts from
+        any attempt, failed only from the last. NOT_FOUND per timer that expects no report, FAILED_PRECONDITION per timer that was
+        cancelled or has failed meanwhile; the scheduler says so, so only where is_applied.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -353,6 +382,16 @@ def add_IntakeServiceServicer_to_server(servicer, server):
                     servicer.Resume,
                     request_deserializer=carillon_dot_intake_dot_v1_dot_intake__pb2.ResumeRequest.FromString,
                     response_serializer=carillon_dot_intake_dot_v1_dot_intake__pb2.ResumeResponse.SerializeToString,
+            ),
+            'TriggerSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.TriggerSchedule,
+                    request_deserializer=carillon_dot_intake_dot_v1_dot_intake__pb2.TriggerScheduleRequest.FromString,
+                    response_serializer=carillon_dot_intake_dot_v1_dot_intake__pb2.TriggerScheduleResponse.SerializeToString,
+            ),
+            'BackfillSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.BackfillSchedule,
+                    request_deserializer=carillon_dot_intake_dot_v1_dot_intake__pb2.BackfillScheduleRequest.FromString,
+                    response_serializer=carillon_dot_intake_dot_v1_dot_intake__pb2.BackfillScheduleResponse.SerializeToString,
             ),
             'PutFacts': grpc.unary_unary_rpc_method_handler(
                     servicer.PutFacts,
@@ -642,6 +681,60 @@ class IntakeService:
             '/carillon.intake.v1.IntakeService/Resume',
             carillon_dot_intake_dot_v1_dot_intake__pb2.ResumeRequest.SerializeToString,
             carillon_dot_intake_dot_v1_dot_intake__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TriggerSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carillon.intake.v1.IntakeService/TriggerSchedule',
+            carillon_dot_intake_dot_v1_dot_intake__pb2.TriggerScheduleRequest.SerializeToString,
+            carillon_dot_intake_dot_v1_dot_intake__pb2.TriggerScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackfillSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carillon.intake.v1.IntakeService/BackfillSchedule',
+            carillon_dot_intake_dot_v1_dot_intake__pb2.BackfillScheduleRequest.SerializeToString,
+            carillon_dot_intake_dot_v1_dot_intake__pb2.BackfillScheduleResponse.FromString,
             options,
             channel_credentials,
             insecure,

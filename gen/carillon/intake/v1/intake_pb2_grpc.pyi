@@ -59,12 +59,24 @@ class IntakeServiceStub:
     a digest rendered afterwards (INV-4). Cancelling nothing is not an error: the counts are 0.
     """
     Reschedule: _grpc.UnaryUnaryMultiCallable[_intake_pb2.RescheduleRequest, _intake_pb2.RescheduleResponse]
-    """Moves waiting timers to another due time. NOT_FOUND per id that is not waiting. Not built yet: UNIMPLEMENTED."""
+    """Moves waiting timers to another due time, paused ones too. Of a recurrence only the waiting occurrence moves; those after
+    it follow the rule. Moving nothing is not an error: the count is 0.
+    """
     Pause: _grpc.UnaryUnaryMultiCallable[_intake_pb2.PauseRequest, _intake_pb2.PauseResponse]
-    """Holds waiting timers back. Pausing what is paused changes nothing. Not built yet: UNIMPLEMENTED."""
+    """Holds waiting timers back, and with them the recurrences they are of. Pausing what is paused changes nothing. Timers
+    scheduled later are not held back.
+    """
     Resume: _grpc.UnaryUnaryMultiCallable[_intake_pb2.ResumeRequest, _intake_pb2.ResumeResponse]
-    """Lets paused timers go on; what came due meanwhile follows its misfire policy. Resuming what is not paused changes nothing.
-    Not built yet: UNIMPLEMENTED.
+    """Lets paused timers go on: one-shot timers that came due meanwhile fire now, recurrences follow their misfire policy.
+    Resuming what is not paused changes nothing.
+    """
+    TriggerSchedule: _grpc.UnaryUnaryMultiCallable[_intake_pb2.TriggerScheduleRequest, _intake_pb2.TriggerScheduleResponse]
+    """Fires schedules once more, now; their next occurrences stay as they are. 1 to 1,000. FAILED_PRECONDITION per unknown
+    schedule; the scheduler says so, so only where is_applied. Without an idempotency key every call fires.
+    """
+    BackfillSchedule: _grpc.UnaryUnaryMultiCallable[_intake_pb2.BackfillScheduleRequest, _intake_pb2.BackfillScheduleResponse]
+    """Fires the occurrences in a range that have not fired: those that were missed, skipped or expired. Idempotent by nature: each occurrence is made up for once. 1 to 100 ranges, each of at most 1,000
+    occurrences (FAILED_PRECONDITION, as for an unknown schedule; the scheduler says so, so only where is_applied).
     """
     PutFacts: _grpc.UnaryUnaryMultiCallable[_intake_pb2.PutFactsRequest, _intake_pb2.PutFactsResponse]
     """Merges facts into what is known of an entity (RFC 7396: null removes). Conditions read them."""
@@ -97,8 +109,9 @@ class IntakeServiceStub:
     window_end_time): a second run changes nothing. This is what a CronJob calls.
     """
     ReportOutcome: _grpc.UnaryUnaryMultiCallable[_intake_pb2.ReportOutcomeRequest, _intake_pb2.ReportOutcomeResponse]
-    """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). NOT_FOUND per
-    timer that expects no report. Not built yet: UNIMPLEMENTED.
+    """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). Done counts from
+    any attempt, failed only from the last. NOT_FOUND per timer that expects no report, FAILED_PRECONDITION per timer that was
+    cancelled or has failed meanwhile; the scheduler says so, so only where is_applied.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_intake_pb2.ExplainRequest, _intake_pb2.ExplainResponse]
     """What intake knows of an id (request or response). Read only. Empty when it knows nothing: notifications and schedules are
@@ -136,12 +149,24 @@ class IntakeServiceAsyncStub(IntakeServiceStub):
     a digest rendered afterwards (INV-4). Cancelling nothing is not an error: the counts are 0.
     """
     Reschedule: _aio.UnaryUnaryMultiCallable[_intake_pb2.RescheduleRequest, _intake_pb2.RescheduleResponse]  # type: ignore[assignment]
-    """Moves waiting timers to another due time. NOT_FOUND per id that is not waiting. Not built yet: UNIMPLEMENTED."""
+    """Moves waiting timers to another due time, paused ones too. Of a recurrence only the waiting occurrence moves; those after
+    it follow the rule. Moving nothing is not an error: the count is 0.
+    """
     Pause: _aio.UnaryUnaryMultiCallable[_intake_pb2.PauseRequest, _intake_pb2.PauseResponse]  # type: ignore[assignment]
-    """Holds waiting timers back. Pausing what is paused changes nothing. Not built yet: UNIMPLEMENTED."""
+    """Holds waiting timers back, and with them the recurrences they are of. Pausing what is paused changes nothing. Timers
+    scheduled later are not held back.
+    """
     Resume: _aio.UnaryUnaryMultiCallable[_intake_pb2.ResumeRequest, _intake_pb2.ResumeResponse]  # type: ignore[assignment]
-    """Lets paused timers go on; what came due meanwhile follows its misfire policy. Resuming what is not paused changes nothing.
-    Not built yet: UNIMPLEMENTED.
+    """Lets paused timers go on: one-shot timers that came due meanwhile fire now, recurrences follow their misfire policy.
+    Resuming what is not paused changes nothing.
+    """
+    TriggerSchedule: _aio.UnaryUnaryMultiCallable[_intake_pb2.TriggerScheduleRequest, _intake_pb2.TriggerScheduleResponse]  # type: ignore[assignment]
+    """Fires schedules once more, now; their next occurrences stay as they are. 1 to 1,000. FAILED_PRECONDITION per unknown
+    schedule; the scheduler says so, so only where is_applied. Without an idempotency key every call fires.
+    """
+    BackfillSchedule: _aio.UnaryUnaryMultiCallable[_intake_pb2.BackfillScheduleRequest, _intake_pb2.BackfillScheduleResponse]  # type: ignore[assignment]
+    """Fires the occurrences in a range that have not fired: those that were missed, skipped or expired. Idempotent by nature: each occurrence is made up for once. 1 to 100 ranges, each of at most 1,000
+    occurrences (FAILED_PRECONDITION, as for an unknown schedule; the scheduler says so, so only where is_applied).
     """
     PutFacts: _aio.UnaryUnaryMultiCallable[_intake_pb2.PutFactsRequest, _intake_pb2.PutFactsResponse]  # type: ignore[assignment]
     """Merges facts into what is known of an entity (RFC 7396: null removes). Conditions read them."""
@@ -174,8 +199,9 @@ class IntakeServiceAsyncStub(IntakeServiceStub):
     window_end_time): a second run changes nothing. This is what a CronJob calls.
     """
     ReportOutcome: _aio.UnaryUnaryMultiCallable[_intake_pb2.ReportOutcomeRequest, _intake_pb2.ReportOutcomeResponse]  # type: ignore[assignment]
-    """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). NOT_FOUND per
-    timer that expects no report. Not built yet: UNIMPLEMENTED.
+    """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). Done counts from
+    any attempt, failed only from the last. NOT_FOUND per timer that expects no report, FAILED_PRECONDITION per timer that was
+    cancelled or has failed meanwhile; the scheduler says so, so only where is_applied.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_intake_pb2.ExplainRequest, _intake_pb2.ExplainResponse]  # type: ignore[assignment]
     """What intake knows of an id (request or response). Read only. Empty when it knows nothing: notifications and schedules are
@@ -246,7 +272,9 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _intake_pb2.RescheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.RescheduleResponse, _abc.Awaitable[_intake_pb2.RescheduleResponse]]:
-        """Moves waiting timers to another due time. NOT_FOUND per id that is not waiting. Not built yet: UNIMPLEMENTED."""
+        """Moves waiting timers to another due time, paused ones too. Of a recurrence only the waiting occurrence moves; those after
+        it follow the rule. Moving nothing is not an error: the count is 0.
+        """
 
     @_abc_1.abstractmethod
     def Pause(
@@ -254,7 +282,9 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _intake_pb2.PauseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.PauseResponse, _abc.Awaitable[_intake_pb2.PauseResponse]]:
-        """Holds waiting timers back. Pausing what is paused changes nothing. Not built yet: UNIMPLEMENTED."""
+        """Holds waiting timers back, and with them the recurrences they are of. Pausing what is paused changes nothing. Timers
+        scheduled later are not held back.
+        """
 
     @_abc_1.abstractmethod
     def Resume(
@@ -262,8 +292,28 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _intake_pb2.ResumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.ResumeResponse, _abc.Awaitable[_intake_pb2.ResumeResponse]]:
-        """Lets paused timers go on; what came due meanwhile follows its misfire policy. Resuming what is not paused changes nothing.
-        Not built yet: UNIMPLEMENTED.
+        """Lets paused timers go on: one-shot timers that came due meanwhile fire now, recurrences follow their misfire policy.
+        Resuming what is not paused changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def TriggerSchedule(
+        self,
+        request: _intake_pb2.TriggerScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_intake_pb2.TriggerScheduleResponse, _abc.Awaitable[_intake_pb2.TriggerScheduleResponse]]:
+        """Fires schedules once more, now; their next occurrences stay as they are. 1 to 1,000. FAILED_PRECONDITION per unknown
+        schedule; the scheduler says so, so only where is_applied. Without an idempotency key every call fires.
+        """
+
+    @_abc_1.abstractmethod
+    def BackfillSchedule(
+        self,
+        request: _intake_pb2.BackfillScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_intake_pb2.BackfillScheduleResponse, _abc.Awaitable[_intake_pb2.BackfillScheduleResponse]]:
+        """Fires the occurrences in a range that have not fired: those that were missed, skipped or expired. Idempotent by nature: each occurrence is made up for once. 1 to 100 ranges, each of at most 1,000
+        occurrences (FAILED_PRECONDITION, as for an unknown schedule; the scheduler says so, so only where is_applied).
         """
 
     @_abc_1.abstractmethod
@@ -362,8 +412,9 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _intake_pb2.ReportOutcomeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.ReportOutcomeResponse, _abc.Awaitable[_intake_pb2.ReportOutcomeResponse]]:
-        """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). NOT_FOUND per
-        timer that expects no report. Not built yet: UNIMPLEMENTED.
+        """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). Done counts from
+        any attempt, failed only from the last. NOT_FOUND per timer that expects no report, FAILED_PRECONDITION per timer that was
+        cancelled or has failed meanwhile; the scheduler says so, so only where is_applied.
         """
 
     @_abc_1.abstractmethod

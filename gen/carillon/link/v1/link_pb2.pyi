@@ -9,7 +9,6 @@ know makes its frame dead, so new kinds are understood by the receiver one relea
 from carillon.scheduler.v1 import timer_pb2 as _timer_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
-from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -99,6 +98,8 @@ class Entry(_message.Message):
     PUT_FACTS_FIELD_NUMBER: _builtins.int
     START_TIMELINE_FIELD_NUMBER: _builtins.int
     REPORT_OUTCOME_FIELD_NUMBER: _builtins.int
+    TRIGGER_SCHEDULE_FIELD_NUMBER: _builtins.int
+    BACKFILL_SCHEDULE_FIELD_NUMBER: _builtins.int
     NOTIFICATION_FIELD_NUMBER: _builtins.int
     CANCEL_ITEMS_FIELD_NUMBER: _builtins.int
     CLOSE_WINDOW_FIELD_NUMBER: _builtins.int
@@ -126,6 +127,10 @@ class Entry(_message.Message):
     def start_timeline(self) -> Global___StartTimeline: ...
     @_builtins.property
     def report_outcome(self) -> Global___ReportOutcome: ...
+    @_builtins.property
+    def trigger_schedule(self) -> Global___TriggerSchedule: ...
+    @_builtins.property
+    def backfill_schedule(self) -> Global___BackfillSchedule: ...
     @_builtins.property
     def notification(self) -> Global___Notification:
         """To digest."""
@@ -160,6 +165,8 @@ class Entry(_message.Message):
         put_facts: Global___PutFacts | None = ...,
         start_timeline: Global___StartTimeline | None = ...,
         report_outcome: Global___ReportOutcome | None = ...,
+        trigger_schedule: Global___TriggerSchedule | None = ...,
+        backfill_schedule: Global___BackfillSchedule | None = ...,
         notification: Global___Notification | None = ...,
         cancel_items: Global___CancelItems | None = ...,
         close_window: Global___CloseWindow | None = ...,
@@ -169,11 +176,11 @@ class Entry(_message.Message):
         delivery: Global___Delivery | None = ...,
         retry_delivery: Global___RetryDelivery | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_items", b"cancel_items", "cancel_timers", b"cancel_timers", "close_window", b"close_window", "delivery", b"delivery", "delivery_outcome", b"delivery_outcome", "kind", b"kind", "notification", b"notification", "pause_timers", b"pause_timers", "put_facts", b"put_facts", "report_outcome", b"report_outcome", "request_due", b"request_due", "reschedule_timers", b"reschedule_timers", "retry_delivery", b"retry_delivery", "schedule_timer", b"schedule_timer", "start_timeline", b"start_timeline", "trigger_batch", b"trigger_batch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backfill_schedule", b"backfill_schedule", "cancel_items", b"cancel_items", "cancel_timers", b"cancel_timers", "close_window", b"close_window", "delivery", b"delivery", "delivery_outcome", b"delivery_outcome", "kind", b"kind", "notification", b"notification", "pause_timers", b"pause_timers", "put_facts", b"put_facts", "report_outcome", b"report_outcome", "request_due", b"request_due", "reschedule_timers", b"reschedule_timers", "retry_delivery", b"retry_delivery", "schedule_timer", b"schedule_timer", "start_timeline", b"start_timeline", "trigger_batch", b"trigger_batch", "trigger_schedule", b"trigger_schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_items", b"cancel_items", "cancel_timers", b"cancel_timers", "close_window", b"close_window", "delivery", b"delivery", "delivery_outcome", b"delivery_outcome", "kind", b"kind", "notification", b"notification", "pause_timers", b"pause_timers", "put_facts", b"put_facts", "report_outcome", b"report_outcome", "request_due", b"request_due", "reschedule_timers", b"reschedule_timers", "retry_delivery", b"retry_delivery", "schedule_timer", b"schedule_timer", "sequence", b"sequence", "start_timeline", b"start_timeline", "tenant", b"tenant", "trigger_batch", b"trigger_batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill_schedule", b"backfill_schedule", "cancel_items", b"cancel_items", "cancel_timers", b"cancel_timers", "close_window", b"close_window", "delivery", b"delivery", "delivery_outcome", b"delivery_outcome", "kind", b"kind", "notification", b"notification", "pause_timers", b"pause_timers", "put_facts", b"put_facts", "report_outcome", b"report_outcome", "request_due", b"request_due", "reschedule_timers", b"reschedule_timers", "retry_delivery", b"retry_delivery", "schedule_timer", b"schedule_timer", "sequence", b"sequence", "start_timeline", b"start_timeline", "tenant", b"tenant", "trigger_batch", b"trigger_batch", "trigger_schedule", b"trigger_schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["schedule_timer", "cancel_timers", "reschedule_timers", "pause_timers", "put_facts", "start_timeline", "report_outcome", "notification", "cancel_items", "close_window", "trigger_batch", "delivery_outcome", "request_due", "delivery", "retry_delivery"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["schedule_timer", "cancel_timers", "reschedule_timers", "pause_timers", "put_facts", "start_timeline", "report_outcome", "trigger_schedule", "backfill_schedule", "notification", "cancel_items", "close_window", "trigger_batch", "delivery_outcome", "request_due", "delivery", "retry_delivery"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -341,23 +348,19 @@ class RescheduleTimers(_message.Message):
 
     SELECTOR_FIELD_NUMBER: _builtins.int
     DUE_TIME_FIELD_NUMBER: _builtins.int
-    AFTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def selector(self) -> Global___TimerSelector: ...
     @_builtins.property
     def due_time(self) -> _timestamp_pb2.Timestamp: ...
-    @_builtins.property
-    def after(self) -> _duration_pb2.Duration: ...
     def __init__(
         self,
         *,
         selector: Global___TimerSelector | None = ...,
         due_time: _timestamp_pb2.Timestamp | None = ...,
-        after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "due_time", b"due_time", "selector", b"selector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_time", b"due_time", "selector", b"selector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "due_time", b"due_time", "selector", b"selector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["due_time", b"due_time", "selector", b"selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -469,6 +472,70 @@ class ReportOutcome(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportOutcome: _TypeAlias = ReportOutcome  # noqa: Y015
+
+@_typing.final
+class TriggerSchedule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    ENTITY_FIELD_NUMBER: _builtins.int
+    DUE_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
+    """The id of the timer that fires."""
+    schedule_id: _builtins.bytes
+    entity: _builtins.str
+    @_builtins.property
+    def due_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is due: now."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.bytes = ...,
+        schedule_id: _builtins.bytes = ...,
+        entity: _builtins.str = ...,
+        due_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_time", b"due_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["due_time", b"due_time", "entity", b"entity", "id", b"id", "schedule_id", b"schedule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TriggerSchedule: _TypeAlias = TriggerSchedule  # noqa: Y015
+
+@_typing.final
+class BackfillSchedule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    ENTITY_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    schedule_id: _builtins.bytes
+    entity: _builtins.str
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """(start, end]"""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        schedule_id: _builtins.bytes = ...,
+        entity: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "entity", b"entity", "schedule_id", b"schedule_id", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackfillSchedule: _TypeAlias = BackfillSchedule  # noqa: Y015
 
 @_typing.final
 class Notification(_message.Message):
@@ -670,6 +737,7 @@ class Delivery(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     JSON_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     id: _builtins.bytes
     digest_id: _builtins.bytes
     subscriber: _builtins.str
@@ -681,6 +749,7 @@ class Delivery(_message.Message):
     """What is sent: HTML and its plain-text twin for email, text elsewhere, JSON for webhooks; empty where there is none."""
     text: _builtins.str
     json: _builtins.str
+    priority: _timer_pb2.Priority.ValueType
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -696,10 +765,11 @@ class Delivery(_message.Message):
         text: _builtins.str = ...,
         json: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        priority: _timer_pb2.Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "channel", b"channel", "digest_id", b"digest_id", "expire_time", b"expire_time", "html", b"html", "id", b"id", "json", b"json", "subject", b"subject", "subscriber", b"subscriber", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "channel", b"channel", "digest_id", b"digest_id", "expire_time", b"expire_time", "html", b"html", "id", b"id", "json", b"json", "priority", b"priority", "subject", b"subject", "subscriber", b"subscriber", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -46,16 +46,22 @@ class GetTimerResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TIMER_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def timer(self) -> _timer_pb2.Timer: ...
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_timer_pb2.Attempt]:
+        """Its attempts that have ended, ascending; at most 100."""
+
     def __init__(
         self,
         *,
         timer: _timer_pb2.Timer | None = ...,
+        attempts: _abc.Iterable[_timer_pb2.Attempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timer", b"timer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["timer", b"timer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "timer", b"timer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -77,7 +83,7 @@ class ListTimersRequest(_message.Message):
     type: _builtins.str
     """Only this type, at most 128 characters. Empty: all."""
     page_size: _builtins.int
-    """1 to 1,000. 0: 100."""
+    """1 to 1,000. 0: 100. A page has fewer where they would exceed 3.5 MiB."""
     page_token: _builtins.str
     """next_page_token of the answer before, with the same filters. Empty: from the start."""
     @_builtins.property
@@ -119,7 +125,7 @@ class ListTimersResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def timers(self) -> _containers.RepeatedCompositeFieldContainer[_timer_pb2.Timer]:
-        """In (fire_time, id) order for one entity; per shard in that order, shard after shard, for a whole tenant."""
+        """In (fire_time, id) order."""
 
     def __init__(
         self,
@@ -241,7 +247,7 @@ class ListTimelinesRequest(_message.Message):
     name: _builtins.str
     """All versions of this one, at most 128 characters. Empty: the newest of each."""
     page_size: _builtins.int
-    """1 to 1,000. 0: 100."""
+    """1 to 1,000. 0: 100. A page has fewer where they would exceed 3.5 MiB."""
     page_token: _builtins.str
     def __init__(
         self,
@@ -341,9 +347,11 @@ class Shard(_message.Message):
     epoch: _builtins.int
     """Number of the ownership, from 1."""
     pending: _builtins.int
-    """Timers waiting, an estimate above 10,000; this tenant's only."""
+    """Timers that wait for their time, the next attempt, a report or an answer; 10,000 where there are more. Paused and
+    buffered ones are not counted. This tenant's only.
+    """
     due: _builtins.int
-    """Timers due and not fired yet; this tenant's only."""
+    """Of the pending ones those whose time has come."""
     @_builtins.property
     def lease_until_time(self) -> _timestamp_pb2.Timestamp:
         """Until when the lease holds, on the database's clock."""
@@ -398,7 +406,7 @@ class ExplainResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_explain_pb2.Entry]:
-        """Ascending by time, at most 1,000."""
+        """Ascending by time, at most 1,000 and 3.5 MiB: of more, those nearest to now."""
 
     def __init__(
         self,

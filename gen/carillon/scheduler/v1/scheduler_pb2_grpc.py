@@ -86,15 +86,17 @@ class SchedulerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTimers(self, request, context):
-        """Timers in firing order, of one entity or of the whole tenant. Read only. INVALID_ARGUMENT for a bad page token or range.
+        """Timers by their fire times, of one entity or of the whole tenant, upcoming and past. Read only. INVALID_ARGUMENT for a
+        bad page token or range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PreviewOccurrences(self, request, context):
-        """The next occurrences of a rule, as the scheduler would fire them. Read only, needs nothing stored. INVALID_ARGUMENT
-        names the part of the rule that is wrong.
+        """The next occurrences of a rule: their nominal times, to which the scheduler adds each one's share of the jitter (it
+        depends on the schedule's id). Read only, needs nothing stored. INVALID_ARGUMENT names the part of the rule that is
+        wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,10 +38,13 @@ class SchedulerServiceStub:
     GetTimer: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.GetTimerRequest, _scheduler_pb2.GetTimerResponse]
     """One timer by id. Read only. NOT_FOUND when the tenant has no such timer, or retention has removed it."""
     ListTimers: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ListTimersRequest, _scheduler_pb2.ListTimersResponse]
-    """Timers in firing order, of one entity or of the whole tenant. Read only. INVALID_ARGUMENT for a bad page token or range."""
+    """Timers by their fire times, of one entity or of the whole tenant, upcoming and past. Read only. INVALID_ARGUMENT for a
+    bad page token or range.
+    """
     PreviewOccurrences: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.PreviewOccurrencesRequest, _scheduler_pb2.PreviewOccurrencesResponse]
-    """The next occurrences of a rule, as the scheduler would fire them. Read only, needs nothing stored. INVALID_ARGUMENT
-    names the part of the rule that is wrong.
+    """The next occurrences of a rule: their nominal times, to which the scheduler adds each one's share of the jitter (it
+    depends on the schedule's id). Read only, needs nothing stored. INVALID_ARGUMENT names the part of the rule that is
+    wrong.
     """
     PutTimeline: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.PutTimelineRequest, _scheduler_pb2.PutTimelineResponse]
     """Stores a timeline. Idempotent by nature: the same definition again gives the same version, a changed one the next;
@@ -64,10 +67,13 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     GetTimer: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.GetTimerRequest, _scheduler_pb2.GetTimerResponse]  # type: ignore[assignment]
     """One timer by id. Read only. NOT_FOUND when the tenant has no such timer, or retention has removed it."""
     ListTimers: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ListTimersRequest, _scheduler_pb2.ListTimersResponse]  # type: ignore[assignment]
-    """Timers in firing order, of one entity or of the whole tenant. Read only. INVALID_ARGUMENT for a bad page token or range."""
+    """Timers by their fire times, of one entity or of the whole tenant, upcoming and past. Read only. INVALID_ARGUMENT for a
+    bad page token or range.
+    """
     PreviewOccurrences: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.PreviewOccurrencesRequest, _scheduler_pb2.PreviewOccurrencesResponse]  # type: ignore[assignment]
-    """The next occurrences of a rule, as the scheduler would fire them. Read only, needs nothing stored. INVALID_ARGUMENT
-    names the part of the rule that is wrong.
+    """The next occurrences of a rule: their nominal times, to which the scheduler adds each one's share of the jitter (it
+    depends on the schedule's id). Read only, needs nothing stored. INVALID_ARGUMENT names the part of the rule that is
+    wrong.
     """
     PutTimeline: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.PutTimelineRequest, _scheduler_pb2.PutTimelineResponse]  # type: ignore[assignment]
     """Stores a timeline. Idempotent by nature: the same definition again gives the same version, a changed one the next;
@@ -99,7 +105,9 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scheduler_pb2.ListTimersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_pb2.ListTimersResponse, _abc.Awaitable[_scheduler_pb2.ListTimersResponse]]:
-        """Timers in firing order, of one entity or of the whole tenant. Read only. INVALID_ARGUMENT for a bad page token or range."""
+        """Timers by their fire times, of one entity or of the whole tenant, upcoming and past. Read only. INVALID_ARGUMENT for a
+        bad page token or range.
+        """
 
     @_abc_1.abstractmethod
     def PreviewOccurrences(
@@ -107,8 +115,9 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scheduler_pb2.PreviewOccurrencesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_pb2.PreviewOccurrencesResponse, _abc.Awaitable[_scheduler_pb2.PreviewOccurrencesResponse]]:
-        """The next occurrences of a rule, as the scheduler would fire them. Read only, needs nothing stored. INVALID_ARGUMENT
-        names the part of the rule that is wrong.
+        """The next occurrences of a rule: their nominal times, to which the scheduler adds each one's share of the jitter (it
+        depends on the schedule's id). Read only, needs nothing stored. INVALID_ARGUMENT names the part of the rule that is
+        wrong.
         """
 
     @_abc_1.abstractmethod

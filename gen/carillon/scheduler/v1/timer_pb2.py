@@ -26,39 +26,47 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!carillon/scheduler/v1/timer.proto\x12\x15\x63\x61rillon.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"l\n\x13NotificationContent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x13\n\x0bsubscribers\x18\x02 \x03(\t\x12\x0e\n\x06topics\x18\x03 \x03(\t\x12\x0f\n\x07payload\x18\x04 \x01(\t\x12\x11\n\tgroup_key\x18\x05 \x01(\t\"_\n\x0c\x45ventContent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\t\x12\x30\n\rreport_within\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8a\x01\n\x06Target\x12\x42\n\x0cnotification\x18\x01 \x01(\x0b\x32*.carillon.scheduler.v1.NotificationContentH\x00\x12\x34\n\x05\x65vent\x18\x02 \x01(\x0b\x32#.carillon.scheduler.v1.EventContentH\x00\x42\x06\n\x04kind\"\xa9\x04\n\nRecurrence\x12\x0e\n\x04\x63ron\x18\x01 \x01(\tH\x00\x12\x0f\n\x05rrule\x18\x02 \x01(\tH\x00\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63ount\x18\x06 \x01(\r\x12.\n\nexclusions\x18\x07 \x03(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06jitter\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\ngap_policy\x18\t \x01(\x0e\x32 .carillon.scheduler.v1.GapPolicy\x12\x36\n\x0b\x66old_policy\x18\n \x01(\x0e\x32!.carillon.scheduler.v1.FoldPolicy\x12<\n\x0emisfire_policy\x18\x0b \x01(\x0e\x32$.carillon.scheduler.v1.MisfirePolicy\x12\x32\n\x0f\x63\x61tch_up_window\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x0eoverlap_policy\x18\r \x01(\x0e\x32$.carillon.scheduler.v1.OverlapPolicyB\x06\n\x04rule\"\xcf\x01\n\x0bRetryPolicy\x12\x30\n\rinitial_delay\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rmaximum_delay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nmultiplier\x18\x03 \x01(\x01\x12\x18\n\x10maximum_attempts\x18\x04 \x01(\r\x12.\n\x0bmaximum_age\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x18\n\tCondition\x12\x0b\n\x03\x63\x65l\x18\x01 \x01(\t\"\xd4\x04\n\x05Timer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x65ntity\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12,\n\x08\x64ue_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tfire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x05state\x18\x06 \x01(\x0e\x32!.carillon.scheduler.v1.TimerState\x12-\n\x06target\x18\x07 \x01(\x0b\x32\x1d.carillon.scheduler.v1.Target\x12\x33\n\tcondition\x18\x08 \x01(\x0b\x32 .carillon.scheduler.v1.Condition\x12\x35\n\nrecurrence\x18\t \x01(\x0b\x32!.carillon.scheduler.v1.Recurrence\x12\x13\n\x0bschedule_id\x18\n \x01(\t\x12\x17\n\x0ftimeline_run_id\x18\x0b \x01(\t\x12\x0c\n\x04step\x18\x0c \x01(\t\x12\x10\n\x08\x61ttempts\x18\r \x01(\r\x12\x12\n\nlast_error\x18\x0e \x01(\t\x12\x0f\n\x07verdict\x18\x0f \x01(\t\x12/\n\x0b\x65xpire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05shard\x18\x11 \x01(\r\x12\x12\n\noccurrence\x18\x12 \x01(\r\x12\x30\n\x0c\x64\x65\x63ided_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9e\x02\n\x0cTimelineStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x06offset\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\tcondition\x18\x03 \x01(\x0b\x32 .carillon.scheduler.v1.Condition\x12-\n\x06target\x18\x04 \x01(\x0b\x32\x1d.carillon.scheduler.v1.Target\x12\x37\n\nfollow_ups\x18\x05 \x03(\x0b\x32#.carillon.scheduler.v1.TimelineStep\x12\x38\n\x0cretry_policy\x18\x06 \x01(\x0b\x32\".carillon.scheduler.v1.RetryPolicy\"\xa3\x01\n\x08Timeline\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x32\n\x05steps\x18\x04 \x03(\x0b\x32#.carillon.scheduler.v1.TimelineStep\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*R\n\tGapPolicy\x12\x1a\n\x16GAP_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10GAP_POLICY_SHIFT\x10\x01\x12\x13\n\x0fGAP_POLICY_SKIP\x10\x02*V\n\nFoldPolicy\x12\x1b\n\x17\x46OLD_POLICY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46OLD_POLICY_FIRST\x10\x01\x12\x14\n\x10\x46OLD_POLICY_BOTH\x10\x02*\x83\x01\n\rMisfirePolicy\x12\x1e\n\x1aMISFIRE_POLICY_UNSPECIFIED\x10\x00\x12\x1c\n\x18MISFIRE_POLICY_FIRE_ONCE\x10\x01\x12\x1b\n\x17MISFIRE_POLICY_FIRE_ALL\x10\x02\x12\x17\n\x13MISFIRE_POLICY_SKIP\x10\x03*\x81\x01\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14OVERLAP_POLICY_ALLOW\x10\x01\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x02\x12\x1d\n\x19OVERLAP_POLICY_BUFFER_ONE\x10\x03*\xee\x01\n\nTimerState\x12\x1b\n\x17TIMER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15TIMER_STATE_SCHEDULED\x10\x01\x12\x16\n\x12TIMER_STATE_PAUSED\x10\x02\x12\x15\n\x11TIMER_STATE_FIRED\x10\x03\x12\x17\n\x13TIMER_STATE_SKIPPED\x10\x04\x12\x19\n\x15TIMER_STATE_CANCELLED\x10\x05\x12\x17\n\x13TIMER_STATE_EXPIRED\x10\x06\x12\x14\n\x10TIMER_STATE_DONE\x10\x07\x12\x16\n\x12TIMER_STATE_FAILED\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!carillon/scheduler/v1/timer.proto\x12\x15\x63\x61rillon.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x01\n\x13NotificationContent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x13\n\x0bsubscribers\x18\x02 \x03(\t\x12\x0e\n\x06topics\x18\x03 \x03(\t\x12\x0f\n\x07payload\x18\x04 \x01(\t\x12\x11\n\tgroup_key\x18\x05 \x01(\t\x12\x31\n\x08priority\x18\x06 \x01(\x0e\x32\x1f.carillon.scheduler.v1.Priority\"_\n\x0c\x45ventContent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\t\x12\x30\n\rreport_within\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8a\x01\n\x06Target\x12\x42\n\x0cnotification\x18\x01 \x01(\x0b\x32*.carillon.scheduler.v1.NotificationContentH\x00\x12\x34\n\x05\x65vent\x18\x02 \x01(\x0b\x32#.carillon.scheduler.v1.EventContentH\x00\x42\x06\n\x04kind\"\xa9\x04\n\nRecurrence\x12\x0e\n\x04\x63ron\x18\x01 \x01(\tH\x00\x12\x0f\n\x05rrule\x18\x02 \x01(\tH\x00\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63ount\x18\x06 \x01(\r\x12.\n\nexclusions\x18\x07 \x03(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06jitter\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\ngap_policy\x18\t \x01(\x0e\x32 .carillon.scheduler.v1.GapPolicy\x12\x36\n\x0b\x66old_policy\x18\n \x01(\x0e\x32!.carillon.scheduler.v1.FoldPolicy\x12<\n\x0emisfire_policy\x18\x0b \x01(\x0e\x32$.carillon.scheduler.v1.MisfirePolicy\x12\x32\n\x0f\x63\x61tch_up_window\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x0eoverlap_policy\x18\r \x01(\x0e\x32$.carillon.scheduler.v1.OverlapPolicyB\x06\n\x04rule\"\xcf\x01\n\x0bRetryPolicy\x12\x30\n\rinitial_delay\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rmaximum_delay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nmultiplier\x18\x03 \x01(\x01\x12\x18\n\x10maximum_attempts\x18\x04 \x01(\r\x12.\n\x0bmaximum_age\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x90\x01\n\x10ServiceCondition\x12\x0f\n\x07service\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12?\n\x10no_answer_policy\x18\x03 \x01(\x0e\x32%.carillon.scheduler.v1.NoAnswerPolicy\"R\n\tCondition\x12\x0b\n\x03\x63\x65l\x18\x01 \x01(\t\x12\x38\n\x07service\x18\x02 \x01(\x0b\x32\'.carillon.scheduler.v1.ServiceCondition\"\xc0\x05\n\x05Timer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x65ntity\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12,\n\x08\x64ue_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tfire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x05state\x18\x06 \x01(\x0e\x32!.carillon.scheduler.v1.TimerState\x12-\n\x06target\x18\x07 \x01(\x0b\x32\x1d.carillon.scheduler.v1.Target\x12\x33\n\tcondition\x18\x08 \x01(\x0b\x32 .carillon.scheduler.v1.Condition\x12\x35\n\nrecurrence\x18\t \x01(\x0b\x32!.carillon.scheduler.v1.Recurrence\x12\x13\n\x0bschedule_id\x18\n \x01(\t\x12\x17\n\x0ftimeline_run_id\x18\x0b \x01(\t\x12\x0c\n\x04step\x18\x0c \x01(\t\x12\x10\n\x08\x61ttempts\x18\r \x01(\r\x12\x12\n\nlast_error\x18\x0e \x01(\t\x12\x0f\n\x07verdict\x18\x0f \x01(\t\x12/\n\x0b\x65xpire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05shard\x18\x11 \x01(\r\x12\x12\n\noccurrence\x18\x12 \x01(\r\x12\x30\n\x0c\x64\x65\x63ided_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cnominal_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x0cretry_policy\x18\x15 \x01(\x0b\x32\".carillon.scheduler.v1.RetryPolicy\"\x86\x01\n\x07\x41ttempt\x12\x0e\n\x06number\x18\x01 \x01(\r\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\x9e\x02\n\x0cTimelineStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x06offset\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\tcondition\x18\x03 \x01(\x0b\x32 .carillon.scheduler.v1.Condition\x12-\n\x06target\x18\x04 \x01(\x0b\x32\x1d.carillon.scheduler.v1.Target\x12\x37\n\nfollow_ups\x18\x05 \x03(\x0b\x32#.carillon.scheduler.v1.TimelineStep\x12\x38\n\x0cretry_policy\x18\x06 \x01(\x0b\x32\".carillon.scheduler.v1.RetryPolicy\"\xa3\x01\n\x08Timeline\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x32\n\x05steps\x18\x04 \x03(\x0b\x32#.carillon.scheduler.v1.TimelineStep\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*R\n\tGapPolicy\x12\x1a\n\x16GAP_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10GAP_POLICY_SHIFT\x10\x01\x12\x13\n\x0fGAP_POLICY_SKIP\x10\x02*V\n\nFoldPolicy\x12\x1b\n\x17\x46OLD_POLICY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46OLD_POLICY_FIRST\x10\x01\x12\x14\n\x10\x46OLD_POLICY_BOTH\x10\x02*\x83\x01\n\rMisfirePolicy\x12\x1e\n\x1aMISFIRE_POLICY_UNSPECIFIED\x10\x00\x12\x1c\n\x18MISFIRE_POLICY_FIRE_ONCE\x10\x01\x12\x1b\n\x17MISFIRE_POLICY_FIRE_ALL\x10\x02\x12\x17\n\x13MISFIRE_POLICY_SKIP\x10\x03*\x81\x01\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14OVERLAP_POLICY_ALLOW\x10\x01\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x02\x12\x1d\n\x19OVERLAP_POLICY_BUFFER_ONE\x10\x03*\x83\x01\n\x0eNoAnswerPolicy\x12 \n\x1cNO_ANSWER_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15NO_ANSWER_POLICY_FAIL\x10\x01\x12\x19\n\x15NO_ANSWER_POLICY_FIRE\x10\x02\x12\x19\n\x15NO_ANSWER_POLICY_SKIP\x10\x03*\xd4\x02\n\nTimerState\x12\x1b\n\x17TIMER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15TIMER_STATE_SCHEDULED\x10\x01\x12\x16\n\x12TIMER_STATE_PAUSED\x10\x02\x12\x15\n\x11TIMER_STATE_FIRED\x10\x03\x12\x17\n\x13TIMER_STATE_SKIPPED\x10\x04\x12\x19\n\x15TIMER_STATE_CANCELLED\x10\x05\x12\x17\n\x13TIMER_STATE_EXPIRED\x10\x06\x12\x14\n\x10TIMER_STATE_DONE\x10\x07\x12\x16\n\x12TIMER_STATE_FAILED\x10\x08\x12\x18\n\x14TIMER_STATE_AWAITING\x10\t\x12\x16\n\x12TIMER_STATE_ASKING\x10\n\x12\x18\n\x14TIMER_STATE_BUFFERED\x10\x0b\x12\x18\n\x14TIMER_STATE_RETRYING\x10\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'carillon.scheduler.v1.timer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GAPPOLICY']._serialized_start=2319
-  _globals['_GAPPOLICY']._serialized_end=2401
-  _globals['_FOLDPOLICY']._serialized_start=2403
-  _globals['_FOLDPOLICY']._serialized_end=2489
-  _globals['_MISFIREPOLICY']._serialized_start=2492
-  _globals['_MISFIREPOLICY']._serialized_end=2623
-  _globals['_OVERLAPPOLICY']._serialized_start=2626
-  _globals['_OVERLAPPOLICY']._serialized_end=2755
-  _globals['_TIMERSTATE']._serialized_start=2758
-  _globals['_TIMERSTATE']._serialized_end=2996
-  _globals['_NOTIFICATIONCONTENT']._serialized_start=125
-  _globals['_NOTIFICATIONCONTENT']._serialized_end=233
-  _globals['_EVENTCONTENT']._serialized_start=235
-  _globals['_EVENTCONTENT']._serialized_end=330
-  _globals['_TARGET']._serialized_start=333
-  _globals['_TARGET']._serialized_end=471
-  _globals['_RECURRENCE']._serialized_start=474
-  _globals['_RECURRENCE']._serialized_end=1027
-  _globals['_RETRYPOLICY']._serialized_start=1030
-  _globals['_RETRYPOLICY']._serialized_end=1237
-  _globals['_CONDITION']._serialized_start=1239
-  _globals['_CONDITION']._serialized_end=1263
-  _globals['_TIMER']._serialized_start=1266
-  _globals['_TIMER']._serialized_end=1862
-  _globals['_TIMELINESTEP']._serialized_start=1865
-  _globals['_TIMELINESTEP']._serialized_end=2151
-  _globals['_TIMELINE']._serialized_start=2154
-  _globals['_TIMELINE']._serialized_end=2317
+  _globals['_PRIORITY']._serialized_start=2821
+  _globals['_PRIORITY']._serialized_end=2915
+  _globals['_GAPPOLICY']._serialized_start=2917
+  _globals['_GAPPOLICY']._serialized_end=2999
+  _globals['_FOLDPOLICY']._serialized_start=3001
+  _globals['_FOLDPOLICY']._serialized_end=3087
+  _globals['_MISFIREPOLICY']._serialized_start=3090
+  _globals['_MISFIREPOLICY']._serialized_end=3221
+  _globals['_OVERLAPPOLICY']._serialized_start=3224
+  _globals['_OVERLAPPOLICY']._serialized_end=3353
+  _globals['_NOANSWERPOLICY']._serialized_start=3356
+  _globals['_NOANSWERPOLICY']._serialized_end=3487
+  _globals['_TIMERSTATE']._serialized_start=3490
+  _globals['_TIMERSTATE']._serialized_end=3830
+  _globals['_NOTIFICATIONCONTENT']._serialized_start=126
+  _globals['_NOTIFICATIONCONTENT']._serialized_end=285
+  _globals['_EVENTCONTENT']._serialized_start=287
+  _globals['_EVENTCONTENT']._serialized_end=382
+  _globals['_TARGET']._serialized_start=385
+  _globals['_TARGET']._serialized_end=523
+  _globals['_RECURRENCE']._serialized_start=526
+  _globals['_RECURRENCE']._serialized_end=1079
+  _globals['_RETRYPOLICY']._serialized_start=1082
+  _globals['_RETRYPOLICY']._serialized_end=1289
+  _globals['_SERVICECONDITION']._serialized_start=1292
+  _globals['_SERVICECONDITION']._serialized_end=1436
+  _globals['_CONDITION']._serialized_start=1438
+  _globals['_CONDITION']._serialized_end=1520
+  _globals['_TIMER']._serialized_start=1523
+  _globals['_TIMER']._serialized_end=2227
+  _globals['_ATTEMPT']._serialized_start=2230
+  _globals['_ATTEMPT']._serialized_end=2364
+  _globals['_TIMELINESTEP']._serialized_start=2367
+  _globals['_TIMELINESTEP']._serialized_end=2653
+  _globals['_TIMELINE']._serialized_start=2656
+  _globals['_TIMELINE']._serialized_end=2819
 # @@protoc_insertion_point(module_scope)

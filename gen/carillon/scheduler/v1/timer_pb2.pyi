@@ -23,6 +23,32 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """PRIORITY_NORMAL."""
+    PRIORITY_LOW: _Priority.ValueType  # 1
+    """Sent when nothing else waits: newsletters, reports."""
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
+    PRIORITY_HIGH: _Priority.ValueType  # 3
+    """Sent before everything else: one-time passwords, alarms."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """How urgent a message is: urgent ones overtake others that wait to be sent. Timers themselves fire in the order of their times."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""PRIORITY_NORMAL."""
+PRIORITY_LOW: Priority.ValueType  # 1
+"""Sent when nothing else waits: newsletters, reports."""
+PRIORITY_NORMAL: Priority.ValueType  # 2
+PRIORITY_HIGH: Priority.ValueType  # 3
+"""Sent before everything else: one-time passwords, alarms."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 class _GapPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -84,23 +110,21 @@ class _MisfirePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Misfire
     MISFIRE_POLICY_FIRE_ONCE: _MisfirePolicy.ValueType  # 1
     """One firing for all missed occurrences within the catch-up window."""
     MISFIRE_POLICY_FIRE_ALL: _MisfirePolicy.ValueType  # 2
-    """Every missed occurrence within the catch-up window."""
+    """Every missed occurrence within the catch-up window, one after the other, oldest first."""
     MISFIRE_POLICY_SKIP: _MisfirePolicy.ValueType  # 3
-    """None; go on with the next."""
+    """None that is late by more than a minute; go on with the next."""
 
 class MisfirePolicy(_MisfirePolicy, metaclass=_MisfirePolicyEnumTypeWrapper):
-    """What happens to occurrences that came due while nothing could fire. Only MISFIRE_POLICY_FIRE_ONCE is built so far;
-    others are INVALID_ARGUMENT.
-    """
+    """What happens to occurrences that came due while nothing could fire: every replica was down, or the schedule was paused."""
 
 MISFIRE_POLICY_UNSPECIFIED: MisfirePolicy.ValueType  # 0
 """MISFIRE_POLICY_FIRE_ONCE."""
 MISFIRE_POLICY_FIRE_ONCE: MisfirePolicy.ValueType  # 1
 """One firing for all missed occurrences within the catch-up window."""
 MISFIRE_POLICY_FIRE_ALL: MisfirePolicy.ValueType  # 2
-"""Every missed occurrence within the catch-up window."""
+"""Every missed occurrence within the catch-up window, one after the other, oldest first."""
 MISFIRE_POLICY_SKIP: MisfirePolicy.ValueType  # 3
-"""None; go on with the next."""
+"""None that is late by more than a minute; go on with the next."""
 Global___MisfirePolicy: _TypeAlias = MisfirePolicy  # noqa: Y015
 
 class _OverlapPolicy:
@@ -114,13 +138,13 @@ class _OverlapPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overlap
     OVERLAP_POLICY_ALLOW: _OverlapPolicy.ValueType  # 1
     """Fire all the same."""
     OVERLAP_POLICY_SKIP: _OverlapPolicy.ValueType  # 2
-    """Skip the new one."""
+    """Skip the new one, on record."""
     OVERLAP_POLICY_BUFFER_ONE: _OverlapPolicy.ValueType  # 3
-    """Keep one waiting and fire it when the outcome has come."""
+    """Keep one waiting and fire it when the outcome has come; skip those that come due meanwhile."""
 
 class OverlapPolicy(_OverlapPolicy, metaclass=_OverlapPolicyEnumTypeWrapper):
-    """What happens when an occurrence comes due while the one before it has no outcome yet (event targets only). Only
-    OVERLAP_POLICY_ALLOW is built so far; others are INVALID_ARGUMENT.
+    """What happens when an occurrence comes due while one before it has no outcome yet. Other policies than ALLOW need an event
+    target with report_within: nothing else has an outcome to wait for.
     """
 
 OVERLAP_POLICY_UNSPECIFIED: OverlapPolicy.ValueType  # 0
@@ -128,10 +152,38 @@ OVERLAP_POLICY_UNSPECIFIED: OverlapPolicy.ValueType  # 0
 OVERLAP_POLICY_ALLOW: OverlapPolicy.ValueType  # 1
 """Fire all the same."""
 OVERLAP_POLICY_SKIP: OverlapPolicy.ValueType  # 2
-"""Skip the new one."""
+"""Skip the new one, on record."""
 OVERLAP_POLICY_BUFFER_ONE: OverlapPolicy.ValueType  # 3
-"""Keep one waiting and fire it when the outcome has come."""
+"""Keep one waiting and fire it when the outcome has come; skip those that come due meanwhile."""
 Global___OverlapPolicy: _TypeAlias = OverlapPolicy  # noqa: Y015
+
+class _NoAnswerPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NoAnswerPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NoAnswerPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NO_ANSWER_POLICY_UNSPECIFIED: _NoAnswerPolicy.ValueType  # 0
+    """NO_ANSWER_POLICY_FAIL."""
+    NO_ANSWER_POLICY_FAIL: _NoAnswerPolicy.ValueType  # 1
+    """The timer fails, with the last error on record."""
+    NO_ANSWER_POLICY_FIRE: _NoAnswerPolicy.ValueType  # 2
+    """It fires."""
+    NO_ANSWER_POLICY_SKIP: _NoAnswerPolicy.ValueType  # 3
+    """It is skipped."""
+
+class NoAnswerPolicy(_NoAnswerPolicy, metaclass=_NoAnswerPolicyEnumTypeWrapper):
+    """What a condition that a service decides comes to when the service has not answered in three attempts."""
+
+NO_ANSWER_POLICY_UNSPECIFIED: NoAnswerPolicy.ValueType  # 0
+"""NO_ANSWER_POLICY_FAIL."""
+NO_ANSWER_POLICY_FAIL: NoAnswerPolicy.ValueType  # 1
+"""The timer fails, with the last error on record."""
+NO_ANSWER_POLICY_FIRE: NoAnswerPolicy.ValueType  # 2
+"""It fires."""
+NO_ANSWER_POLICY_SKIP: NoAnswerPolicy.ValueType  # 3
+"""It is skipped."""
+Global___NoAnswerPolicy: _TypeAlias = NoAnswerPolicy  # noqa: Y015
 
 class _TimerState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -157,6 +209,14 @@ class _TimerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TimerState
     """Fired, and reported done."""
     TIMER_STATE_FAILED: _TimerState.ValueType  # 8
     """Failed for good; last_error says why."""
+    TIMER_STATE_AWAITING: _TimerState.ValueType  # 9
+    """Its event was published, and no report has come yet."""
+    TIMER_STATE_ASKING: _TimerState.ValueType  # 10
+    """It is due, and a business service is being asked for its condition."""
+    TIMER_STATE_BUFFERED: _TimerState.ValueType  # 11
+    """It is due, and waits until the occurrence before it has an outcome."""
+    TIMER_STATE_RETRYING: _TimerState.ValueType  # 12
+    """It was tried, and waits to be tried again."""
 
 class TimerState(_TimerState, metaclass=_TimerStateEnumTypeWrapper):
     """Where a timer is in its life. DESIGN §5, Outcomes."""
@@ -179,6 +239,14 @@ TIMER_STATE_DONE: TimerState.ValueType  # 7
 """Fired, and reported done."""
 TIMER_STATE_FAILED: TimerState.ValueType  # 8
 """Failed for good; last_error says why."""
+TIMER_STATE_AWAITING: TimerState.ValueType  # 9
+"""Its event was published, and no report has come yet."""
+TIMER_STATE_ASKING: TimerState.ValueType  # 10
+"""It is due, and a business service is being asked for its condition."""
+TIMER_STATE_BUFFERED: TimerState.ValueType  # 11
+"""It is due, and waits until the occurrence before it has an outcome."""
+TIMER_STATE_RETRYING: TimerState.ValueType  # 12
+"""It was tried, and waits to be tried again."""
 Global___TimerState: _TypeAlias = TimerState  # noqa: Y015
 
 @_typing.final
@@ -192,12 +260,15 @@ class NotificationContent(_message.Message):
     TOPICS_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     GROUP_KEY_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     type: _builtins.str
     """Notification type id from the catalog, 1-128 characters of [a-z0-9._/-]."""
     payload: _builtins.str
     """What templates may say about it: a JSON object, UTF-8, at most 64 KiB, nested at most 64 deep. Empty: {}."""
     group_key: _builtins.str
     """Items with the same group key are shown together in a digest; at most 256 characters, empty: not grouped."""
+    priority: Global___Priority.ValueType
+    """Of what is sent at once; digests are sent with PRIORITY_NORMAL."""
     @_builtins.property
     def subscribers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Subscriber ids told directly, at most 1,000, each 1-256 characters. Together with topics at least one."""
@@ -214,10 +285,11 @@ class NotificationContent(_message.Message):
         topics: _abc.Iterable[_builtins.str] | None = ...,
         payload: _builtins.str = ...,
         group_key: _builtins.str = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_key", b"group_key", "payload", b"payload", "subscribers", b"subscribers", "topics", b"topics", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_key", b"group_key", "payload", b"payload", "priority", b"priority", "subscribers", b"subscribers", "topics", b"topics", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -225,8 +297,10 @@ Global___NotificationContent: _TypeAlias = NotificationContent  # noqa: Y015
 
 @_typing.final
 class EventContent(_message.Message):
-    """An event for business services, published on the EVENTS stream as a CloudEvent. Not built yet: a schedule with one is
-    UNIMPLEMENTED, a timeline with one INVALID_ARGUMENT.
+    """An event for business services: a CloudEvent on the JetStream stream EVENTS (the README of the scheduler describes
+    subject and attributes). Its id names the timer and the attempt. It reaches the stream at least once. One that expects a
+    report is published again, as the next attempt, when the report does not come; one that expects none is as durable as
+    the stream.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -338,15 +412,11 @@ class Recurrence(_message.Message):
 
     @_builtins.property
     def jitter(self) -> _duration_pb2.Duration:
-        """Each occurrence is delayed by a random time up to this, fixed per occurrence. At most 1 hour. Not built yet: must be
-        absent or 0.
-        """
+        """Each occurrence is delayed by a random time up to this, fixed per occurrence. At most 1 hour."""
 
     @_builtins.property
     def catch_up_window(self) -> _duration_pb2.Duration:
-        """How far back missed occurrences count. Absent: 1 hour. At most 30 days. Not built yet: must be absent, and missed
-        occurrences count however far back.
-        """
+        """How far back missed occurrences count, at most 30 days. Absent or 0: 30 days. Not for MISFIRE_POLICY_SKIP."""
 
     def __init__(
         self,
@@ -420,22 +490,64 @@ class RetryPolicy(_message.Message):
 Global___RetryPolicy: _TypeAlias = RetryPolicy  # noqa: Y015
 
 @_typing.final
+class ServiceCondition(_message.Message):
+    """A condition that a business service decides. It is asked by HTTP POST when the timer is due, with a JSON object {tenant,
+    entity, timer_id, type, due_time, facts}, and answers 200 with {"holds": true} or {"holds": false}, and "reason" (text) if
+    it likes. Anything else, and silence, is no answer. Asking may happen more than once.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    NO_ANSWER_POLICY_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    """A name registered with the scheduler (CARILLON_SCHEDULER_CONDITION_SERVICES), 1-64 characters of [a-z0-9._-]."""
+    no_answer_policy: Global___NoAnswerPolicy.ValueType
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long one attempt may take, 100 ms to 30 s. Absent: 5 s."""
+
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        no_answer_policy: Global___NoAnswerPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["no_answer_policy", b"no_answer_policy", "service", b"service", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServiceCondition: _TypeAlias = ServiceCondition  # noqa: Y015
+
+@_typing.final
 class Condition(_message.Message):
-    """A condition, decided when the timer fires: the timer is skipped, with the verdict on record, unless it is true."""
+    """A condition, decided when the timer fires: the timer is skipped, with the verdict on record, unless it is true. Exactly
+    one of the two.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CEL_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
     cel: _builtins.str
     """CEL expression over `facts` (map), `timer` (map: entity, type, due) and `now`; 1-2,048 characters; must give a bool."""
+    @_builtins.property
+    def service(self) -> Global___ServiceCondition:
+        """A business service decides."""
+
     def __init__(
         self,
         *,
         cel: _builtins.str = ...,
+        service: Global___ServiceCondition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cel", b"cel"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cel", b"cel", "service", b"service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -466,6 +578,8 @@ class Timer(_message.Message):
     SHARD_FIELD_NUMBER: _builtins.int
     OCCURRENCE_FIELD_NUMBER: _builtins.int
     DECIDED_TIME_FIELD_NUMBER: _builtins.int
+    NOMINAL_TIME_FIELD_NUMBER: _builtins.int
+    RETRY_POLICY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID; the id that Schedule returned for one-shot timers, derived from it for occurrences and timeline steps."""
     entity: _builtins.str
@@ -494,7 +608,9 @@ class Timer(_message.Message):
 
     @_builtins.property
     def fire_time(self) -> _timestamp_pb2.Timestamp:
-        """Its place in its shard's firing order: due_time, or just after the watermark where it came late."""
+        """Its place in its shard's firing order: due_time, or just after the watermark where it came late; for one that has been
+        tried before, when it is tried again; while it is AWAITING, the deadline of the report.
+        """
 
     @_builtins.property
     def target(self) -> Global___Target: ...
@@ -511,6 +627,14 @@ class Timer(_message.Message):
     @_builtins.property
     def decided_time(self) -> _timestamp_pb2.Timestamp:
         """When the verdict was reached (fired, skipped, cancelled, …); absent while it waits."""
+
+    @_builtins.property
+    def nominal_time(self) -> _timestamp_pb2.Timestamp:
+        """The occurrence's time by its rule, before jitter and Reschedule; absent for one-shot timers."""
+
+    @_builtins.property
+    def retry_policy(self) -> Global___RetryPolicy:
+        """For event targets."""
 
     def __init__(
         self,
@@ -534,14 +658,50 @@ class Timer(_message.Message):
         shard: _builtins.int = ...,
         occurrence: _builtins.int = ...,
         decided_time: _timestamp_pb2.Timestamp | None = ...,
+        nominal_time: _timestamp_pb2.Timestamp | None = ...,
+        retry_policy: Global___RetryPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "decided_time", b"decided_time", "due_time", b"due_time", "expire_time", b"expire_time", "fire_time", b"fire_time", "recurrence", b"recurrence", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "decided_time", b"decided_time", "due_time", b"due_time", "expire_time", b"expire_time", "fire_time", b"fire_time", "nominal_time", b"nominal_time", "recurrence", b"recurrence", "retry_policy", b"retry_policy", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "condition", b"condition", "decided_time", b"decided_time", "due_time", b"due_time", "entity", b"entity", "expire_time", b"expire_time", "fire_time", b"fire_time", "id", b"id", "last_error", b"last_error", "occurrence", b"occurrence", "recurrence", b"recurrence", "schedule_id", b"schedule_id", "shard", b"shard", "state", b"state", "step", b"step", "target", b"target", "timeline_run_id", b"timeline_run_id", "type", b"type", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "condition", b"condition", "decided_time", b"decided_time", "due_time", b"due_time", "entity", b"entity", "expire_time", b"expire_time", "fire_time", b"fire_time", "id", b"id", "last_error", b"last_error", "nominal_time", b"nominal_time", "occurrence", b"occurrence", "recurrence", b"recurrence", "retry_policy", b"retry_policy", "schedule_id", b"schedule_id", "shard", b"shard", "state", b"state", "step", b"step", "target", b"target", "timeline_run_id", b"timeline_run_id", "type", b"type", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Timer: _TypeAlias = Timer  # noqa: Y015
+
+@_typing.final
+class Attempt(_message.Message):
+    """One attempt that has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """From 1."""
+    error: _builtins.str
+    """Why it failed, at most 2,048 characters; empty: done."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "error", b"error", "number", b"number", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
 class TimelineStep(_message.Message):
