@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import UUID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,16 @@ class Command:
     key: str = ""
     fingerprint: bytes = b""
     timeout: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which timers of an entity, and with Cancel which of its waiting items too; empty parts select all."""
+
+    entity: str
+    type: str = ""
+    ids: tuple[UUID, ...] = ()
+    timeline: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

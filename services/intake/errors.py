@@ -14,7 +14,6 @@ class Code(IntEnum):
     NOT_FOUND = 5
     PERMISSION_DENIED = 7
     FAILED_PRECONDITION = 9
-    UNIMPLEMENTED = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from services.intake.requests import State
 
 METHODS = (
     *("Notify", "Schedule", "Cancel", "PutFacts", "StartTimeline"),
+    *("Reschedule", "Pause", "Resume", "TriggerSchedule", "BackfillSchedule", "ReportOutcome"),
     *("SubmitRequest", "RecordResponse", "TriggerBatch"),
 )
 

@@ -21,19 +21,40 @@ class _Results(Protocol):
     def __getitem__(self, index: int) -> intake_pb2.ItemResult: ...
 
 
-class BatchResponse(Protocol):
-    """An answer with a result per item."""
+class Response(Protocol):
+    """What every answer turns into."""
 
     is_applied: bool
 
-    @property
-    def results(self) -> _Results: ...
     def SerializeToString(self) -> bytes: ...
     @classmethod
     def FromString(cls, s: bytes, /) -> Self: ...
 
 
+class BatchResponse(Response, Protocol):
+    """An answer with a result per item."""
+
+    @property
+    def results(self) -> _Results: ...
+
+
 ResponseT = TypeVar("ResponseT", bound=BatchResponse)
+AnyResponseT = TypeVar("AnyResponseT", bound=Response, covariant=True)
+
+
+class Answer(Protocol[AnyResponseT]):
+    """The answer to a call, in the making; see services.intake.stream, which makes it durable."""
+
+    @property
+    def response(self) -> AnyResponseT: ...
+    @property
+    def entries(self) -> Sequence[Addressed]: ...
+    @property
+    def accepted(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
+    def serialized(self) -> bytes: ...
+    def settle(self, outcomes: Sequence[EntryOutcome], *, is_applied: bool) -> None: ...
 
 
 class BatchAnswer(Generic[ResponseT]):
@@ -89,6 +110,44 @@ class BatchAnswer(Generic[ResponseT]):
                 result.error.field = f"{self._name}[{item}]"
 
 
+class BackfillAnswer(BatchAnswer[intake_pb2.BackfillScheduleResponse]):
+    """The answer to BackfillSchedule: of each range it also counts what fires."""
+
+    def settle(self, outcomes: Sequence[EntryOutcome], *, is_applied: bool) -> None:
+        """The count stays 0 until every range has been applied."""
+        super().settle(outcomes, is_applied=is_applied)
+        if is_applied:
+            self.response.timers = sum(outcome.changed for outcome in outcomes)
+
+
+class TimersResponse(Response, Protocol):
+    """An answer that only counts timers."""
+
+    timers: int
+
+
+TimersResponseT = TypeVar("TimersResponseT", bound=TimersResponse)
+
+
+class TimersAnswer(Generic[TimersResponseT]):
+    """The answer to Reschedule, Pause and Resume: how many timers changed."""
+
+    def __init__(self, response: TimersResponseT, entry: Addressed) -> None:
+        self.response = response
+        self.entries = [entry]
+        self.accepted, self.refused = 1, 0
+
+    def serialized(self) -> bytes:
+        """As it stands."""
+        return self.response.SerializeToString()
+
+    def settle(self, outcomes: Sequence[EntryOutcome], *, is_applied: bool) -> None:
+        """What the scheduler did; 0 until it has said so."""
+        (outcome,) = outcomes
+        self.response.is_applied = is_applied
+        self.response.timers = outcome.changed if is_applied else 0
+
+
 class CancelAnswer:
     """The answer to Cancel: the first entry's outcome counts timers, the second one's items."""
 
@@ -108,7 +167,7 @@ class CancelAnswer:
             timers, items = outcomes
             self.response.timers = timers.changed
             self.response.items = items.changed
-            self.response.already_left = items.already_left
+            self.response.already_left = timers.already_left + items.already_left
 
 
 class TriggerAnswer:

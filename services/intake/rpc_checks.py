@@ -8,6 +8,7 @@ wrong.
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Protocol
 from uuid import UUID
 
 from carillon.scheduler.v1 import timer_pb2
@@ -15,10 +16,18 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import FieldViolation
-from libs.wire import EARLIEST, LATEST, from_duration
+from libs.wire import EARLIEST, LATEST, from_duration, to_timestamp
 from services.intake.payloads import MAX_PAYLOAD_BYTES, object_problem
 
 Found = list[FieldViolation]
+
+
+class Enum(Protocol):
+    """A generated enum."""
+
+    def keys(self) -> Sequence[str]: ...
+    def values(self) -> Sequence[int]: ...
+
 
 _SECOND_US = 1_000_000
 _MAX_SECONDS = int(LATEST.timestamp())
@@ -28,13 +37,15 @@ LONGEST_AFTER = 10 * YEAR + timedelta(days=3)
 # Tab and line ends are the control characters that Postgres, JSON and mail headers' encoders all take.
 _TEXT = r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 is_name = re.compile(_TEXT + r"{1,256}").fullmatch
-is_short_text = re.compile(_TEXT + r"{0,512}").fullmatch
+is_text = re.compile(_TEXT + r"{0,2048}").fullmatch
 is_key = re.compile(_TEXT + r"{0,128}").fullmatch
 is_notification_type = re.compile(r"[a-z0-9._/-]{1,128}").fullmatch
 is_timer_type = re.compile(r"[a-zA-Z0-9._/-]{0,128}").fullmatch
-is_batch = re.compile(r"[a-z0-9._-]{1,64}").fullmatch
+is_short_name = re.compile(r"[a-z0-9._-]{1,64}").fullmatch
 
 RESERVED = "carillon:"
+
+_PRIORITIES = frozenset(timer_pb2.Priority.values())
 
 MAX_CONTENT_BYTES = 384 * 1024
 """A notification's content in all. An entry must fit into a frame of 512 KiB, with room for what goes around it."""
@@ -67,8 +78,8 @@ def check_name(found: Found, field: str, name: str) -> None:
 
 
 def check_optional_text(found: Found, field: str, text: str, longest: int) -> None:
-    """0 to `longest` (at most 512) characters."""
-    if text and (len(text) > longest or not is_short_text(text)):
+    """0 to `longest` (at most 2,048) characters."""
+    if text and (len(text) > longest or not is_text(text)):
         found.append(FieldViolation(field, _text_problem(text, 0, longest)))
 
 
@@ -86,7 +97,7 @@ def check_timeline_name(found: Found, field: str, text: str) -> None:
 
 def check_batch_name(found: Found, field: str, text: str) -> None:
     """A batch's name."""
-    if not is_batch(text):
+    if not is_short_name(text):
         found.append(FieldViolation(field, "must be 1-64 characters of [a-z0-9._-]"))
 
 
@@ -128,8 +139,20 @@ def check_duration(
     is_valid = abs(seconds) <= 1e9 and abs(nanos) < 1_000_000_000 and seconds * nanos >= 0
     if is_valid and least <= (value := from_duration(duration)) <= most:
         return value
-    found.append(FieldViolation(field, f"must be {least.total_seconds():g}s to {most.total_seconds():g}s"))
+    found.append(FieldViolation(field, f"must be {_length(least)} to {_length(most)}"))
     return None
+
+
+def check_after(found: Found, field: str, after: Duration, now: datetime) -> Timestamp | None:
+    """A Duration from `now`, 0 to 10 years: when that is, None when it is wrong."""
+    value = check_duration(found, field, after, least=timedelta(0), most=LONGEST_AFTER)
+    return None if value is None else to_timestamp(now + value)
+
+
+def check_enum(found: Found, field: str, value: int, enum: Enum) -> None:
+    """One of the enum's values, or 0 for its default."""
+    if value not in enum.values():
+        found.append(FieldViolation(field, f"must be one of {', '.join(enum.keys()[1:])}, got {value}"))
 
 
 def check_content(found: Found, field: str, content: timer_pb2.NotificationContent) -> None:
@@ -149,6 +172,8 @@ def check_content(found: Found, field: str, content: timer_pb2.NotificationConte
         content.payload = "{}"
     if content.group_key:
         check_optional_text(found, f"{field}.group_key", content.group_key, 256)
+    if content.priority not in _PRIORITIES:
+        check_enum(found, f"{field}.priority", content.priority, timer_pb2.Priority)
     if (size := content.ByteSize()) > MAX_CONTENT_BYTES:
         found.append(
             FieldViolation(field, f"must be at most {MAX_CONTENT_BYTES // 1024} KiB in all, got {size:,} bytes")
@@ -179,7 +204,12 @@ def check_id(found: Found, field: str, text: str) -> UUID | None:
 def _text_problem(text: str, shortest: int, longest: int) -> str:
     if shortest <= len(text) <= longest:
         return "must not hold control characters"
-    return f"must be {shortest}-{longest} characters, got {len(text):,}"
+    return f"must be {shortest}-{longest:,} characters, got {len(text):,}"
+
+
+def _length(duration: timedelta) -> str:
+    days = duration.days
+    return f"{days:,} days" if days > 1 else f"{duration.total_seconds():g}s"
 
 
 def _shown(at_us: int) -> str:

@@ -1,7 +1,6 @@
 """Checks of what only schedules hold: events, conditions, retry policies, recurrences. As in rpc_checks."""
 
 from datetime import datetime, timedelta
-from typing import Any
 
 from carillon.scheduler.v1 import timer_pb2
 
@@ -9,24 +8,21 @@ from libs.conditions import BadCondition, compile_condition
 from libs.errors import FieldViolation
 from libs.recurrence import BadRule, Fold, Gap, Rule, next_after
 from libs.recurrence_cost import check_cost
-from libs.wire import from_timestamp
+from libs.wire import LATEST, from_timestamp
 from services.intake.rpc_checks import (
     Found,
     check_duration,
+    check_enum,
     check_instant,
     check_object,
     is_notification_type,
+    is_short_name,
     microseconds,
     microseconds_of,
 )
 
 MAX_EXCLUSIONS = 366
-_LATER = "is not built yet"
-_ONLY: dict[str, Any] = {
-    "misfire_policy": timer_pb2.MISFIRE_POLICY_FIRE_ONCE,
-    "overlap_policy": timer_pb2.OVERLAP_POLICY_ALLOW,
-}
-"""Policies of which the scheduler knows one so far."""
+NEVER = "has no occurrence any more, to the year 2199; look at its dates, end_time, count and exclusions"
 _LONGEST_COUNTED_US = 31 * 86_400 * 1_000_000
 
 
@@ -44,11 +40,28 @@ def check_event(found: Found, field: str, event: timer_pb2.EventContent) -> None
 
 
 def check_condition(found: Found, field: str, condition: timer_pb2.Condition) -> None:
-    """A condition that is set."""
-    try:
-        compile_condition(condition.cel)
-    except BadCondition as error:
-        found.append(FieldViolation(f"{field}.cel", str(error)))
+    """A condition that is set: an expression, or a service that decides."""
+    if condition.HasField("service"):
+        if condition.cel:
+            found.append(FieldViolation(f"{field}.cel", "must be absent where service is given"))
+        _check_service(found, f"{field}.service", condition.service)
+    elif not condition.cel:
+        found.append(FieldViolation(f"{field}.cel", "must be given, or service"))
+    else:
+        try:
+            compile_condition(condition.cel)
+        except BadCondition as error:
+            found.append(FieldViolation(f"{field}.cel", str(error)))
+
+
+def _check_service(found: Found, field: str, asked: timer_pb2.ServiceCondition) -> None:
+    """Whether a service of that name is registered only the scheduler knows."""
+    if not is_short_name(asked.service):
+        found.append(FieldViolation(f"{field}.service", "must be 1-64 characters of [a-z0-9._-]"))
+    if asked.HasField("timeout"):
+        least, most = timedelta(milliseconds=100), timedelta(seconds=30)
+        check_duration(found, f"{field}.timeout", asked.timeout, least=least, most=most)
+    check_enum(found, f"{field}.no_answer_policy", asked.no_answer_policy, timer_pb2.NoAnswerPolicy)
 
 
 def check_retry_policy(found: Found, field: str, policy: timer_pb2.RetryPolicy) -> None:
@@ -61,7 +74,8 @@ def check_retry_policy(found: Found, field: str, policy: timer_pb2.RetryPolicy) 
     if policy.HasField("maximum_delay"):
         longest = check_duration(found, f"{field}.maximum_delay", policy.maximum_delay, least=second, most=7 * day)
     if initial is not None and longest is not None and longest < initial:
-        found.append(FieldViolation(f"{field}.maximum_delay", "must not be shorter than initial_delay"))
+        what = "must not be shorter than initial_delay; where it is absent it is 1 hour"
+        found.append(FieldViolation(f"{field}.maximum_delay", what))
     if policy.multiplier and not 1.0 <= policy.multiplier <= 10.0:
         found.append(FieldViolation(f"{field}.multiplier", f"must be 1.0 to 10.0, got {policy.multiplier:g}"))
     if policy.maximum_attempts > 100:
@@ -85,8 +99,9 @@ def check_rule(found: Found, field: str, recurrence: timer_pb2.Recurrence, now: 
         try:
             rule = _rule_of(recurrence, now)
             check_cost(rule, now)  # The scheduler reads the rule at each firing, while the whole shard waits.
-            if next_after(rule, now) is None:
-                found.append(FieldViolation(f"{field}.{recurrence.WhichOneof('rule')}", "has no occurrence any more"))
+            first = next_after(rule, now)
+            if first is None or first >= LATEST:
+                found.append(FieldViolation(f"{field}.{recurrence.WhichOneof('rule')}", NEVER))
         except BadRule as error:
             found.append(FieldViolation(f"{field}.{error.field}", str(error)))
 
@@ -111,26 +126,35 @@ def _check_exclusions(found: Found, field: str, recurrence: timer_pb2.Recurrence
 
 
 def _check_policies(found: Found, field: str, recurrence: timer_pb2.Recurrence) -> None:
-    """What the scheduler does not do yet is refused, never taken and ignored."""
     if recurrence.HasField("jitter"):
-        jitter = check_duration(
-            found, f"{field}.jitter", recurrence.jitter, least=timedelta(0), most=timedelta(hours=1)
-        )
-        if jitter:
-            found.append(FieldViolation(f"{field}.jitter", f"{_LATER}; leave it out"))
+        most = timedelta(hours=1)
+        check_duration(found, f"{field}.jitter", recurrence.jitter, least=timedelta(0), most=most)
     if recurrence.HasField("catch_up_window"):
-        found.append(FieldViolation(f"{field}.catch_up_window", f"{_LATER}; leave it out"))
-    for name, value, enum in (
-        ("gap_policy", recurrence.gap_policy, timer_pb2.GapPolicy),
-        ("fold_policy", recurrence.fold_policy, timer_pb2.FoldPolicy),
-        ("misfire_policy", recurrence.misfire_policy, timer_pb2.MisfirePolicy),
-        ("overlap_policy", recurrence.overlap_policy, timer_pb2.OverlapPolicy),
-    ):
-        if value not in enum.values():
-            found.append(FieldViolation(f"{field}.{name}", f"must be one of {', '.join(enum.keys()[1:])}"))
-        elif name in _ONLY and value not in (0, _ONLY[name]):
-            only = enum.Name(_ONLY[name])
-            found.append(FieldViolation(f"{field}.{name}", f"{_LATER} other than as {only}"))
+        most = timedelta(days=30)
+        window = check_duration(
+            found, f"{field}.catch_up_window", recurrence.catch_up_window, least=timedelta(0), most=most
+        )
+        if window and recurrence.misfire_policy == timer_pb2.MISFIRE_POLICY_SKIP:
+            what = "must be absent with MISFIRE_POLICY_SKIP, which makes up for nothing"
+            found.append(FieldViolation(f"{field}.catch_up_window", what))
+    check_enum(found, f"{field}.gap_policy", recurrence.gap_policy, timer_pb2.GapPolicy)
+    check_enum(found, f"{field}.fold_policy", recurrence.fold_policy, timer_pb2.FoldPolicy)
+    check_enum(found, f"{field}.misfire_policy", recurrence.misfire_policy, timer_pb2.MisfirePolicy)
+    check_enum(found, f"{field}.overlap_policy", recurrence.overlap_policy, timer_pb2.OverlapPolicy)
+
+
+def check_overlap(found: Found, field: str, recurrence: timer_pb2.Recurrence, target: timer_pb2.Target) -> None:
+    """Whoever waits for an outcome must get one: only events with report_within have outcomes."""
+    if recurrence.overlap_policy in (timer_pb2.OVERLAP_POLICY_UNSPECIFIED, timer_pb2.OVERLAP_POLICY_ALLOW):
+        return
+    if recurrence.overlap_policy in timer_pb2.OverlapPolicy.values() and not _is_reported(target):
+        what = "must be OVERLAP_POLICY_ALLOW, unless the target is an event with report_within"
+        found.append(FieldViolation(f"{field}.overlap_policy", what))
+
+
+def _is_reported(target: timer_pb2.Target) -> bool:
+    within = target.event.report_within  # As it came: it may be out of any range.
+    return target.HasField("event") and (within.seconds > 0 or within.nanos >= 1_000)
 
 
 def _rule_of(recurrence: timer_pb2.Recurrence, now: datetime) -> Rule:

@@ -1,10 +1,10 @@
-"""From what callers send to entries: one function per batch, each item checked and turned into what goes out.
+"""From what callers send to entries: one function per call, each item checked and turned into what goes out.
 
-Everything here is decided from the request and `now` alone. What needs the database (requests, responses) is in
-rpc_requests.
+Everything here is decided from the request and `now` alone. Commands on timers that exist are in rpc_timers; what needs
+the database (requests, responses) is in rpc_requests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
@@ -19,21 +19,12 @@ from libs.links.frames import Addressed
 from libs.wire import to_timestamp
 from services.intake import rpc_checks as checks
 from services.intake import rpc_checks_timers as timer_checks
-from services.intake.errors import Code, Refusal
 from services.intake.payloads import MAX_FACTS_BYTES
-from services.intake.rpc_answers import BatchAnswer, CancelAnswer, TriggerAnswer, refusal_of
+from services.intake.rpc_answers import BatchAnswer, TriggerAnswer, refusal_of
 
 MAX_ITEMS = 1_000
 MAX_PAST = timedelta(days=30)
 MAX_AHEAD = timedelta(minutes=5)
-MAX_CAUSE = 512
-
-EVENTS_LATER = Refusal(
-    code=Code.UNIMPLEMENTED,
-    reason="UNIMPLEMENTED",
-    message="event targets are part of the contract and not built yet; use a notification",
-    field="target.event",
-)
 
 
 class Entries(Protocol):
@@ -58,26 +49,19 @@ class Entries(Protocol):
         type: str,  # noqa: A002
         due_time: Timestamp | None,
         recurrence: timer_pb2.Recurrence | None,
-        content: timer_pb2.NotificationContent,
+        target: timer_pb2.Target,
         condition: timer_pb2.Condition | None,
+        retry_policy: timer_pb2.RetryPolicy | None,
         expire_time: Timestamp | None,
         accept_time: Timestamp,
     ) -> Addressed: ...
-    def cancel(
-        self,
-        tenant: str,
-        *,
-        entity: str,
-        type: str,  # noqa: A002
-        ids: Sequence[UUID],
-        timeline: str,
-        cause: str,
-    ) -> list[Addressed]: ...
     def facts(self, tenant: str, *, entity: str, facts: str) -> Addressed: ...
     def timeline(
         self, tenant: str, run_id: UUID, *, timeline: str, entity: str, anchor_time: Timestamp
     ) -> Addressed: ...
-    def trigger(self, tenant: str, *, batch: str, start_time: Timestamp | None, end_time: Timestamp) -> Addressed: ...
+    def trigger_batch(
+        self, tenant: str, *, batch: str, start_time: Timestamp | None, end_time: Timestamp
+    ) -> Addressed: ...
 
 
 def notify(
@@ -117,19 +101,20 @@ def _check_notification(found: checks.Found, item: intake_pb2.Notification, now_
 
 
 def schedule(
-    request: intake_pb2.ScheduleRequest, *, tenant: str, now: datetime, entries: Entries
-) -> BatchAnswer[intake_pb2.ScheduleResponse]:
-    """Schedules, one-shot and recurring."""
-    answer = BatchAnswer(intake_pb2.ScheduleResponse(), "schedules")
+    answer: BatchAnswer[intake_pb2.ScheduleResponse],
+    items: Iterable[intake_pb2.Schedule],
+    *,
+    tenant: str,
+    now: datetime,
+    entries: Entries,
+) -> None:
+    """Schedules, one-shot and recurring: the call's next `items`, added to its answer."""
     accept_time = to_timestamp(now)
-    for item in request.schedules:
+    for item in items:
         found: list[FieldViolation] = []
         due_time = _check_schedule(found, item, now)
         if found:
             answer.refuse(refusal_of(found))
-            continue
-        if item.target.HasField("event"):
-            answer.refuse(EVENTS_LATER)
             continue
         timer_id = new_id()
         entry = entries.timer(
@@ -139,13 +124,13 @@ def schedule(
             type=item.type,
             due_time=due_time,
             recurrence=item.recurrence if item.HasField("recurrence") else None,
-            content=item.target.notification,
+            target=item.target,
             condition=item.condition if item.HasField("condition") else None,
+            retry_policy=item.retry_policy if item.HasField("retry_policy") else None,
             expire_time=item.expire_time if item.HasField("expire_time") else None,
             accept_time=accept_time,
         )
         answer.accept(timer_id, (entry,))
-    return answer
 
 
 def _check_schedule(found: checks.Found, item: intake_pb2.Schedule, now: datetime) -> Timestamp | None:
@@ -170,10 +155,9 @@ def _check_when(found: checks.Found, item: intake_pb2.Schedule, now: datetime) -
             checks.check_instant(found, "at_time", item.at_time)
             return item.at_time
         case "after":
-            most = checks.LONGEST_AFTER
-            after = checks.check_duration(found, "after", item.after, least=timedelta(0), most=most)
-            return None if after is None else to_timestamp(now + after)
+            return checks.check_after(found, "after", item.after, now)
         case "recurrence":
+            timer_checks.check_overlap(found, "recurrence", item.recurrence, item.target)
             timer_checks.check_rule(found, "recurrence", item.recurrence, now)
         case _:
             found.append(FieldViolation("at_time", "one of at_time, after and recurrence must be given"))
@@ -233,47 +217,9 @@ def start_timeline(
     return answer
 
 
-def cancel(request: intake_pb2.CancelRequest, *, tenant: str, entries: Entries) -> CancelAnswer:
-    """A cancel, by any selector. Raises InvalidArgument."""
-    violations = Violations()
-    found: list[FieldViolation] = []
-    checks.check_optional_text(found, "cause", request.cause, MAX_CAUSE)
-    entity, kind, timeline, ids = "", "", "", list[UUID]()
-    match request.selector.WhichOneof("by"):
-        case "ids":
-            entity = request.selector.ids.entity
-            checks.check_entity(found, "selector.ids.entity", entity)
-            ids = _check_ids(found, request.selector.ids.ids)
-        case "entity":
-            entity, kind = request.selector.entity.entity, request.selector.entity.type
-            checks.check_entity(found, "selector.entity.entity", entity)
-            checks.check_timer_type(found, "selector.entity.type", kind)
-        case "timeline":
-            entity, timeline = request.selector.timeline.entity, request.selector.timeline.timeline
-            checks.check_entity(found, "selector.timeline.entity", entity)
-            checks.check_timeline_name(found, "selector.timeline.timeline", timeline)
-        case _:
-            found.append(FieldViolation("selector", "must have one of ids, entity and timeline"))
-    violations.extend(found)
-    violations.raise_if_any()
-    return CancelAnswer(
-        entries.cancel(tenant, entity=entity, type=kind, ids=ids, timeline=timeline, cause=request.cause)
-    )
-
-
-def _check_ids(found: checks.Found, texts: Sequence[str]) -> list[UUID]:
-    if not 1 <= len(texts) <= MAX_ITEMS:
-        found.append(FieldViolation("selector.ids.ids", f"must have 1-{MAX_ITEMS:,} entries, got {len(texts):,}"))
-        return []
-    ids: list[UUID] = []
-    for index, text in enumerate(texts):
-        one = checks.check_id(found, f"selector.ids.ids[{index}]", text)
-        if one is not None:
-            ids.append(one)
-    return ids
-
-
-def trigger(request: intake_pb2.TriggerBatchRequest, *, tenant: str, now: datetime, entries: Entries) -> TriggerAnswer:
+def trigger_batch(
+    request: intake_pb2.TriggerBatchRequest, *, tenant: str, now: datetime, entries: Entries
+) -> TriggerAnswer:
     """A batch's trigger. Raises InvalidArgument."""
     violations = Violations()
     found: list[FieldViolation] = []
@@ -290,14 +236,14 @@ def trigger(request: intake_pb2.TriggerBatchRequest, *, tenant: str, now: dateti
     violations.extend(found)
     violations.raise_if_any()
     start_time = request.window_start_time if request.HasField("window_start_time") else None
-    return TriggerAnswer(entries.trigger(tenant, batch=request.batch, start_time=start_time, end_time=end_time))
+    return TriggerAnswer(entries.trigger_batch(tenant, batch=request.batch, start_time=start_time, end_time=end_time))
 
 
-def check_size(count: int, name: str) -> None:
-    """A call has 1 to 1,000 items. Raises InvalidArgument."""
+def check_size(count: int, name: str, most: int = MAX_ITEMS) -> None:
+    """A call has 1 to `most` items. Raises InvalidArgument."""
     violations = Violations()
-    if not 1 <= count <= MAX_ITEMS:
-        violations.add(name, f"must have 1-{MAX_ITEMS:,} entries, got {count:,}")
+    if not 1 <= count <= most:
+        violations.add(name, f"must have 1-{most:,} entries per call, got {count:,}")
     violations.raise_if_any()
 
 

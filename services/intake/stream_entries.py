@@ -4,7 +4,6 @@ Contents that callers send (scheduler.v1 messages) are carried as they came: the
 them field by field would cost more than everything else.
 """
 
-from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -16,6 +15,7 @@ from libs.ids import derived_id
 from libs.links.frames import Addressed
 from libs.sharding import shard_of
 from libs.wire import to_timestamp
+from services.intake.commands import Selection
 from services.intake.payloads import request_payload, response_payload, summary_payload
 from services.intake.requests import Closing, Request, Response
 
@@ -53,44 +53,77 @@ class Entries:
         type: str,  # noqa: A002 - the contract's word.
         due_time: Timestamp | None,
         recurrence: timer_pb2.Recurrence | None,
-        content: timer_pb2.NotificationContent,
+        target: timer_pb2.Target,
         condition: timer_pb2.Condition | None,
+        retry_policy: timer_pb2.RetryPolicy | None,
         expire_time: Timestamp | None,
         accept_time: Timestamp,
     ) -> Addressed:
-        """Tell subscribers later; exactly one of `due_time` and `recurrence` is given."""
+        """Tell subscribers or a business service later; exactly one of `due_time` and `recurrence` is given."""
         timer = link_pb2.ScheduleTimer(
             id=timer_id.bytes,
             entity=entity,
             type=type,
             due_time=due_time,
             recurrence=recurrence,
-            target=link_pb2.TimerTarget(notification=content),
+            target=_timer_target(target),
             condition=condition,
+            retry_policy=retry_policy,
             expire_time=expire_time,
             accept_time=accept_time,
         )
         return self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, schedule_timer=timer))
 
-    def cancel(
-        self,
-        tenant: str,
-        *,
-        entity: str,
-        type: str,  # noqa: A002 - the contract's word.
-        ids: Sequence[UUID],
-        timeline: str,
-        cause: str,
-    ) -> list[Addressed]:
+    def cancel(self, tenant: str, selection: Selection, *, cause: str) -> list[Addressed]:
         """Cancel timers, and what there is in open digests: an entry to the scheduler, then one to digest."""
-        raw_ids = [one.bytes for one in ids]
-        selector = link_pb2.TimerSelector(entity=entity, type=type, ids=raw_ids, timeline=timeline)
-        timers = link_pb2.CancelTimers(selector=selector, cause=cause)
-        items = link_pb2.CancelItems(entity=entity, type=type, timer_ids=raw_ids, timeline=timeline)
+        timers = link_pb2.CancelTimers(selector=_selector(selection), cause=cause)
+        items = link_pb2.CancelItems(
+            entity=selection.entity,
+            type=selection.type,
+            timer_ids=[one.bytes for one in selection.ids],
+            timeline=selection.timeline,
+        )
         return [
-            self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, cancel_timers=timers)),
+            self._to_scheduler(selection.entity, link_pb2.Entry(tenant=tenant, cancel_timers=timers)),
             Addressed(receiver="digest", entry=link_pb2.Entry(tenant=tenant, cancel_items=items)),
         ]
+
+    def reschedule(self, tenant: str, selection: Selection, *, due_time: Timestamp) -> Addressed:
+        """Move timers."""
+        timers = link_pb2.RescheduleTimers(selector=_selector(selection), due_time=due_time)
+        return self._to_scheduler(selection.entity, link_pb2.Entry(tenant=tenant, reschedule_timers=timers))
+
+    def pause(self, tenant: str, selection: Selection, *, is_paused: bool) -> Addressed:
+        """Hold timers back, or let them go on."""
+        timers = link_pb2.PauseTimers(selector=_selector(selection), is_paused=is_paused)
+        return self._to_scheduler(selection.entity, link_pb2.Entry(tenant=tenant, pause_timers=timers))
+
+    def trigger_schedule(
+        self, tenant: str, timer_id: UUID, *, schedule_id: UUID, entity: str, due_time: Timestamp
+    ) -> Addressed:
+        """Fire a schedule once more; the timer that does it gets `timer_id`."""
+        trigger = link_pb2.TriggerSchedule(
+            id=timer_id.bytes, schedule_id=schedule_id.bytes, entity=entity, due_time=due_time
+        )
+        return self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, trigger_schedule=trigger))
+
+    def backfill(
+        self, tenant: str, schedule_id: UUID, *, entity: str, start_time: Timestamp, end_time: Timestamp
+    ) -> Addressed:
+        """Make up for a schedule's occurrences in a range."""
+        backfill = link_pb2.BackfillSchedule(
+            schedule_id=schedule_id.bytes, entity=entity, start_time=start_time, end_time=end_time
+        )
+        return self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, backfill_schedule=backfill))
+
+    def outcome(
+        self, tenant: str, timer_id: UUID, *, entity: str, attempt: int, is_done: bool, error: str
+    ) -> Addressed:
+        """What came of an event."""
+        report = link_pb2.ReportOutcome(
+            timer_id=timer_id.bytes, entity=entity, attempt=attempt, is_done=is_done, error=error
+        )
+        return self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, report_outcome=report))
 
     def facts(self, tenant: str, *, entity: str, facts: str) -> Addressed:
         """What is known of an entity has changed."""
@@ -102,7 +135,7 @@ class Entries:
         start = link_pb2.StartTimeline(id=run_id.bytes, timeline=timeline, entity=entity, anchor_time=anchor_time)
         return self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, start_timeline=start))
 
-    def trigger(self, tenant: str, *, batch: str, start_time: Timestamp | None, end_time: Timestamp) -> Addressed:
+    def trigger_batch(self, tenant: str, *, batch: str, start_time: Timestamp | None, end_time: Timestamp) -> Addressed:
         """A batch's windows close."""
         trigger = link_pb2.TriggerBatch(batch=batch, window_start_time=start_time, window_end_time=end_time)
         return Addressed(receiver="digest", entry=link_pb2.Entry(tenant=tenant, trigger_batch=trigger))
@@ -185,6 +218,21 @@ class Entries:
 
     def _to_scheduler(self, entity: str, entry: link_pb2.Entry) -> Addressed:
         return Addressed(receiver="scheduler", partition=shard_of(entry.tenant, entity, self._shards), entry=entry)
+
+
+def _timer_target(target: timer_pb2.Target) -> link_pb2.TimerTarget:
+    if target.HasField("event"):
+        return link_pb2.TimerTarget(event=target.event)
+    return link_pb2.TimerTarget(notification=target.notification)
+
+
+def _selector(selection: Selection) -> link_pb2.TimerSelector:
+    return link_pb2.TimerSelector(
+        entity=selection.entity,
+        type=selection.type,
+        ids=[one.bytes for one in selection.ids],
+        timeline=selection.timeline,
+    )
 
 
 def request_timer_id(request_id: UUID) -> UUID:

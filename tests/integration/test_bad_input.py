@@ -1,6 +1,7 @@
 """Bad input at the front door: a clear status or item error that names the field, and nothing stored.
 
-Bad UTF-8 in headers is the server's business for all services alike: tests/integration/test_rpc_headers.py.
+Schedules and commands on timers have modules of their own. Bad UTF-8 in headers is the server's business for all
+services alike: test_rpc_headers.
 """
 
 import hashlib
@@ -13,16 +14,21 @@ from typing import Any
 import grpc
 import pytest
 from carillon.intake.v1 import intake_pb2
-from carillon.scheduler.v1 import timer_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.rpc_client import connect, refusal_of
 from libs.settings import AuthMode, AuthSettings
-from libs.wire import to_duration, to_timestamp
+from libs.wire import to_duration
 from tests.support.fixtures import OpenBus, OpenDatabase
-from tests.support.intake_world import NOW, IntakeWorld, content, intake_world, notification, request, schedule
-
-TABLES = ("request", "response", "idempotency", "item_providers", "outbox")
+from tests.support.intake_world import (
+    IntakeWorld,
+    assert_all_refused,
+    content,
+    days,
+    intake_world,
+    notification,
+    request,
+)
 
 
 @pytest.fixture
@@ -30,17 +36,7 @@ async def world(postgres_url: str, open_database: OpenDatabase, open_bus: OpenBu
     """Intake; nobody takes its frames, so what it stores can be counted."""
     async with intake_world(postgres_url, open_database, open_bus, peers_run=False) as it:
         yield it
-        assert {table: await it.count(table) for table in TABLES} == dict.fromkeys(TABLES, 0)
-
-
-def days(count: float) -> Timestamp:
-    """An instant so many days from now."""
-    return to_timestamp(NOW + timedelta(days=count))
-
-
-def recurring(**rule: Any) -> intake_pb2.Schedule:
-    """A schedule with a recurrence."""
-    return schedule(recurrence=timer_pb2.Recurrence(**rule))
+        assert await it.stored() == {}
 
 
 HUGE = json.dumps({"text": "x" * 65_536})
@@ -65,6 +61,8 @@ NOTIFICATIONS = [
     (notification(content=content(topics=["a"] * 17)), "content.topics", "must have 0-16 entries, got 17"),
     (notification(content=content(topics=["\x07"])), "content.topics[0]", "must not hold control characters"),
     (notification(content=content(group_key="g" * 257)), "content.group_key", "must be 0-256 characters, got 257"),
+    (notification(content=content(priority=4)), "content.priority", "must be one of PRIORITY_LOW, PRIORITY_NORMAL, P"),
+    (notification(content=content(priority=-1)), "content.priority", "must be one of PRIORITY_LOW, PRIORITY_NORMAL, P"),
     *((notification(content=content(payload=text)), "content.payload", why) for text, why in PAYLOADS),
     (notification(entity="e" * 257), "entity", "must be 1-256 characters, got 257"),
     (notification(entity="a\x00b"), "entity", "must not hold control characters"),
@@ -81,64 +79,6 @@ NOTIFICATIONS = [
     ),
 ]
 
-HOUR = to_duration(timedelta(hours=1))
-EVENT = timer_pb2.Target(event=timer_pb2.EventContent(type="x"))
-SCHEDULES = [
-    (schedule(), "at_time", "one of at_time, after and recurrence must be given"),
-    (schedule(after=HOUR, entity=""), "entity", "must be 1-256 characters, got 0"),
-    (schedule(after=HOUR, entity="carillon:request:1"), "entity", 'must not start with "carillon:"'),
-    (schedule(after=HOUR, type="a b"), "type", "must be 0-128 characters of [a-zA-Z0-9._/-]"),
-    (schedule(after=HOUR, target=None), "target", "must have a notification or an event"),
-    (schedule(at_time=Timestamp(seconds=-1)), "at_time", "must be a valid time, year 1970 to 2199"),
-    (schedule(at_time=Timestamp(seconds=7_258_118_400)), "at_time", "must be a valid time, year 1970 to 2199"),
-    (schedule(after=to_duration(timedelta(seconds=-1))), "after", "must be 0s to 3.15619e+08s"),
-    (schedule(after=to_duration(timedelta(days=4_000))), "after", "must be 0s to 3.15619e+08s"),
-    (schedule(at_time=days(2), expire_time=days(1)), "expire_time", "must be after 2026-03-04T12:00:00+00:00"),
-    (schedule(at_time=days(-2), expire_time=days(-1)), "expire_time", "must be after 2026-03-02T12:00:00+00:00"),
-    (schedule(after=HOUR, condition=timer_pb2.Condition()), "condition.cel", "must be 1-2,048 characters, got 0"),
-    (schedule(after=HOUR, condition=timer_pb2.Condition(cel="a ==")), "condition.cel", "is not a CEL expression"),
-    (schedule(after=HOUR, condition=timer_pb2.Condition(cel="paid")), "condition.cel", "knows no 'paid'"),
-    (schedule(after=HOUR, retry_policy=timer_pb2.RetryPolicy()), "retry_policy", "is for event targets only"),
-    (
-        schedule(after=HOUR, target=EVENT, retry_policy=timer_pb2.RetryPolicy(multiplier=11)),
-        "retry_policy.multiplier",
-        "must be 1.0 to 10.0, got 11",
-    ),
-    (
-        schedule(after=HOUR, target=EVENT, retry_policy=timer_pb2.RetryPolicy(maximum_attempts=101)),
-        "retry_policy.maximum_attempts",
-        "must be 1-100, got 101",
-    ),
-    (recurring(), "recurrence.cron", "one of cron and rrule must be given"),
-    (recurring(cron="61 * * * *"), "recurrence.cron", "'61 * * * *' is not a cron expression"),
-    (recurring(cron="* * * * * *"), "recurrence.cron", "must have five fields"),
-    (recurring(cron="* " * 129), "recurrence.cron", "must be at most 256 characters, got 258"),
-    (recurring(cron="0 9 * * *", zone="Mars/Base"), "recurrence.zone", "'Mars/Base' is not an IANA time zone"),
-    (recurring(cron="0 9 * * *", zone="../etc/passwd"), "recurrence.zone", "'../etc/passwd' is not an IANA"),
-    (recurring(rrule="FREQ=SOMETIMES"), "recurrence.rrule", ""),
-    (recurring(rrule="FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=30"), "recurrence.rrule", "has no occurrence any more"),
-    (recurring(rrule="FREQ=DAILY;UNTIL=20200101T000000Z"), "recurrence.rrule", "has no occurrence any more"),
-    (recurring(cron="0 9 * * *", end_time=days(-1)), "recurrence.end_time", "must be after 2026-03-02T12:00:00"),
-    (recurring(cron="0 9 * * *", end_time=days(0.5)), "recurrence.cron", "has no occurrence any more"),
-    (recurring(cron="* * * * *", count=9, start_time=days(-40)), "recurrence.start_time", "must not be before"),
-    (recurring(cron="0 9 * * *", jitter=to_duration(timedelta(hours=2))), "recurrence.jitter", "must be 0s to 3600s"),
-    (recurring(cron="0 9 * * *", exclusions=[days(1)] * 367), "recurrence.exclusions", "must have 0-366 entries"),
-    (recurring(cron="0 9 * * *", misfire_policy=9), "recurrence.misfire_policy", "must be one of MISFIRE_POLICY_"),
-    (recurring(rrule="FREQ=MINUTELY;INTERVAL=7;BYDAY=MO"), "recurrence.rrule", "must have an INTERVAL that divides"),
-    (recurring(rrule="FREQ=DAILY;COUNT=9", start_time=days(-40)), "recurrence.start_time", "must not be more than 31"),
-    # What is not built yet is refused by name, never taken and ignored.
-    (recurring(cron="0 9 * * *", jitter=to_duration(timedelta(seconds=1))), "recurrence.jitter", "is not built yet"),
-    (recurring(cron="0 9 * * *", catch_up_window=HOUR), "recurrence.catch_up_window", "is not built yet"),
-    *(
-        (recurring(cron="0 9 * * *", misfire_policy=policy), "recurrence.misfire_policy", "is not built yet other than")
-        for policy in (timer_pb2.MISFIRE_POLICY_FIRE_ALL, timer_pb2.MISFIRE_POLICY_SKIP)
-    ),
-    *(
-        (recurring(cron="0 9 * * *", overlap_policy=policy), "recurrence.overlap_policy", "is not built yet other than")
-        for policy in (timer_pb2.OVERLAP_POLICY_SKIP, timer_pb2.OVERLAP_POLICY_BUFFER_ONE)
-    ),
-]
-
 REQUESTS = [
     (request(batch="Deals"), "batch", "must be 1-64 characters of [a-z0-9._-]"),
     (request(customer=""), "customer", "must be 1-256 characters, got 0"),
@@ -151,39 +91,11 @@ REQUESTS = [
 ]
 
 
-def assert_all_refused(results: Any, name: str, wrong: list[tuple[Any, str, str]]) -> None:
-    """Every item has its own error, code 3, that names its own field."""
-    assert len(results) == len(wrong)
-    for index, (result, (_, field, why)) in enumerate(zip(results, wrong, strict=True)):
-        assert not result.id
-        assert (result.error.code, result.error.field) == (3, f"{name}[{index}].{field}")
-        assert result.error.message.startswith(f"{field} {why}")
-
-
 async def test_wrong_notifications_name_their_fields(world: IntakeWorld) -> None:
     """Every bound of the contract, all in one batch."""
     items = [item for item, _, _ in NOTIFICATIONS]
     answer = await world.stub.Notify(intake_pb2.NotifyRequest(notifications=items, idempotency_key="k"))
     assert_all_refused(answer.results, "notifications", NOTIFICATIONS)
-
-
-async def test_wrong_schedules_name_their_fields(world: IntakeWorld) -> None:
-    """Malformed cron, unknown zone, past expiry, conditions, policies."""
-    items = [item for item, _, _ in SCHEDULES]
-    answer = await world.stub.Schedule(intake_pb2.ScheduleRequest(schedules=items, idempotency_key="k"))
-    assert_all_refused(answer.results, "schedules", SCHEDULES)
-
-
-async def test_what_is_not_built_yet_is_unimplemented(world: IntakeWorld) -> None:
-    """Event targets per item; Reschedule, Pause, Resume and ReportOutcome as calls."""
-    call = intake_pb2.ScheduleRequest(schedules=[schedule(after=HOUR, target=EVENT)], idempotency_key="k")
-    (result,) = (await world.stub.Schedule(call)).results
-    assert (result.error.code, result.error.field) == (12, "schedules[0].target.event")
-    for method in ("Reschedule", "Pause", "Resume", "ReportOutcome"):
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await getattr(world.stub, method)(getattr(intake_pb2, f"{method}Request")())
-        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert f"{method} is part of the contract and not built yet" in (raised.value.details() or "")
 
 
 async def test_wrong_requests_name_their_fields(world: IntakeWorld) -> None:
@@ -216,12 +128,9 @@ async def test_wrong_facts_and_starts_name_their_fields(world: IntakeWorld) -> N
     assert [result.error.field for result in starts.results] == ["starts[0].timeline", "starts[1].anchor_time"]
 
 
-BY = intake_pb2.Selector
 CALLS: list[tuple[str, Any, str]] = [
     ("Notify", intake_pb2.NotifyRequest(), "notifications"),
     ("Notify", intake_pb2.NotifyRequest(notifications=[notification()] * 1_001), "notifications"),
-    ("Schedule", intake_pb2.ScheduleRequest(), "schedules"),
-    ("Schedule", intake_pb2.ScheduleRequest(schedules=[schedule(after=HOUR)] * 1_001), "schedules"),
     ("PutFacts", intake_pb2.PutFactsRequest(), "facts"),
     ("StartTimeline", intake_pb2.StartTimelineRequest(), "starts"),
     ("SubmitRequest", intake_pb2.SubmitRequestRequest(requests=[request()] * 1_001), "requests"),
@@ -235,33 +144,6 @@ CALLS: list[tuple[str, Any, str]] = [
     ("Notify", intake_pb2.NotifyRequest(notifications=[notification()], idempotency_key="k" * 129), "idempotency_key"),
     ("Notify", intake_pb2.NotifyRequest(notifications=[notification()], idempotency_key="\x00"), "idempotency_key"),
     ("Notify", intake_pb2.NotifyRequest(notifications=[notification()], wait_for=9), "wait_for"),  # type: ignore[arg-type]
-    ("Cancel", intake_pb2.CancelRequest(), "selector"),
-    ("Cancel", intake_pb2.CancelRequest(selector=BY(entity=intake_pb2.EntitySelector())), "selector.entity.entity"),
-    (
-        "Cancel",
-        intake_pb2.CancelRequest(selector=BY(entity=intake_pb2.EntitySelector(entity="carillon:window:1"))),
-        "selector.entity.entity",
-    ),
-    (
-        "Cancel",
-        intake_pb2.CancelRequest(selector=BY(ids=intake_pb2.IdSelector(entity="a"))),
-        "selector.ids.ids",
-    ),
-    (
-        "Cancel",
-        intake_pb2.CancelRequest(selector=BY(ids=intake_pb2.IdSelector(entity="a", ids=["x"]))),
-        "selector.ids.ids[0]",
-    ),
-    (
-        "Cancel",
-        intake_pb2.CancelRequest(selector=BY(timeline=intake_pb2.TimelineSelector(entity="a"))),
-        "selector.timeline.timeline",
-    ),
-    (
-        "Cancel",
-        intake_pb2.CancelRequest(selector=BY(entity=intake_pb2.EntitySelector(entity="a")), cause="c" * 513),
-        "cause",
-    ),
     ("TriggerBatch", intake_pb2.TriggerBatchRequest(batch=""), "batch"),
     ("TriggerBatch", intake_pb2.TriggerBatchRequest(batch="b", window_end_time=days(1)), "window_end_time"),
     (

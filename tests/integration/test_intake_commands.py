@@ -140,16 +140,6 @@ async def test_a_schedule_becomes_a_timer_in_its_entitys_shard(world: IntakeWorl
     assert world.scheduler.partitions == shards
 
 
-async def test_an_event_target_is_refused_as_not_built(world: IntakeWorld) -> None:
-    """It is part of the contract; until it is built, the item says so."""
-    target = timer_pb2.Target(event=timer_pb2.EventContent(type="trial.over"))
-    answer = await world.stub.Schedule(
-        intake_pb2.ScheduleRequest(schedules=[schedule(target=target, after=to_duration(timedelta(0)))])
-    )
-    error = answer.results[0].error
-    assert (error.code, error.reason, error.field) == (12, "UNIMPLEMENTED", "schedules[0].target.event")
-
-
 async def test_a_due_time_in_the_past_is_accepted(world: IntakeWorld) -> None:
     """It fires at once; that is the scheduler's business."""
     past = to_timestamp(NOW - timedelta(days=400))
@@ -187,10 +177,10 @@ async def test_cancel_goes_to_timers_and_items_and_adds_up_the_counts(
     world: IntakeWorld, selector: intake_pb2.Selector, timers: link_pb2.TimerSelector, items: link_pb2.CancelItems
 ) -> None:
     """INV-4: one command, the same sequence on both sides, counts from both receipts."""
-    world.scheduler.results = lambda index, _: link_pb2.EntryResult(index=index, changed=3)
+    world.scheduler.results = lambda index, _: link_pb2.EntryResult(index=index, changed=3, already_left=1)
     world.digest.results = lambda index, _: link_pb2.EntryResult(index=index, changed=5, already_left=2)
     answer = await world.stub.Cancel(intake_pb2.CancelRequest(selector=selector, cause="paid"))
-    assert answer == intake_pb2.CancelResponse(timers=3, items=5, already_left=2, is_applied=True)
+    assert answer == intake_pb2.CancelResponse(timers=3, items=5, already_left=3, is_applied=True)
     (to_scheduler,), (to_digest,) = world.scheduler.entries, world.digest.entries
     assert to_scheduler.cancel_timers == link_pb2.CancelTimers(selector=timers, cause="paid")
     assert to_digest.cancel_items == items
@@ -320,15 +310,6 @@ async def test_a_batch_that_is_wrong_as_a_whole_ends_the_stream(world: IntakeWor
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call.read()
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-@pytest.mark.parametrize("method", ["Reschedule", "Pause", "Resume", "ReportOutcome"])
-async def test_what_comes_later_says_so(world: IntakeWorld, method: str) -> None:
-    """Parts of the contract that are not built answer UNIMPLEMENTED, with a sentence."""
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await getattr(world.stub, method)(getattr(intake_pb2, f"{method}Request")())
-    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "not built yet" in str(raised.value.details())
 
 
 async def test_the_run_id_of_a_timeline_is_derived(world: IntakeWorld) -> None:

@@ -156,20 +156,28 @@ def _intake_samples(mark: str) -> Iterator[tuple[str, str, Message]]:
     rule = timer.Recurrence(cron="0 9 * * *", zone="Europe/Berlin")
     again = intake.Schedule(entity=mark, type=mark, recurrence=rule, target=target)
     other = intake.Schedule(entity=mark, recurrence=timer.Recurrence(rrule="FREQ=DAILY"), target=target)
+    told = timer.EventContent(type=f"{mark}.due", payload="{}", report_within=Duration(seconds=3_600))
+    asked = timer.ServiceCondition(service=mark, timeout=Duration(seconds=1))
+    task = intake.Schedule(
+        entity=mark,
+        type=mark,
+        after=Duration(seconds=86_400),
+        target=timer.Target(event=told),
+        condition=timer.Condition(service=asked),
+        retry_policy=timer.RetryPolicy(maximum_attempts=3),
+    )
     schedule = intake.ScheduleRequest(schedules=[once], wait_for=now)
     request = intake.Request(batch=mark, customer=f"{mark}-ann", item=mark, providers=[f"{mark}-bob"], payload="{}")
     submit = intake.SubmitRequestRequest(requests=[request], wait_for=now)
     answer = intake.Response(request_id=str(new_id()), provider=f"{mark}-bob", payload="{}")
     record = intake.RecordResponseRequest(responses=[answer], wait_for=now)
-    by_id = intake.Selector(ids=intake.IdSelector(ids=[str(new_id())], entity=f"{mark}-c"))
-    by_entity = intake.Selector(entity=intake.EntitySelector(entity=f"{mark}-c", type=mark))
-    by_timeline = intake.Selector(timeline=intake.TimelineSelector(entity=f"{mark}-c", timeline=mark))
     for one in (
         notify,
         intake.NotifyStreamRequest(batch=notify),
         schedule,
         intake.ScheduleRequest(schedules=[again], wait_for=now),
         intake.ScheduleRequest(schedules=[other], wait_for=now),
+        intake.ScheduleRequest(schedules=[task], wait_for=now),
         intake.ScheduleStreamRequest(batch=schedule),
         intake.PutFactsRequest(facts=[intake.EntityFacts(entity=mark, facts='{"a": 1}')], wait_for=now),
         intake.StartTimelineRequest(starts=[intake.TimelineStart(timeline=mark, entity=mark)], wait_for=now),
@@ -181,14 +189,32 @@ def _intake_samples(mark: str) -> Iterator[tuple[str, str, Message]]:
         intake.GetRequestRequest(id=str(new_id())),
         intake.ListRequestsRequest(batch=mark, customer=f"{mark}-ann", item=mark),
         intake.TriggerBatchRequest(batch=mark, window_end_time=_at(timedelta(minutes=1)), wait_for=now),
-        intake.ReportOutcomeRequest(outcomes=[intake.Outcome(timer_id=str(new_id()), entity=mark, error=mark)]),
         intake.ExplainRequest(id=str(new_id())),
-        *(intake.CancelRequest(selector=by, cause=mark, wait_for=now) for by in (by_id, by_entity, by_timeline)),
-        intake.RescheduleRequest(selector=by_id, after=Duration(seconds=1)),
-        intake.PauseRequest(selector=by_id),
-        intake.ResumeRequest(selector=by_id),
+        *_timer_commands(mark),
     ):
         yield "intake", _method_of(one), one
+
+
+def _timer_commands(mark: str) -> Iterator[Message]:
+    """Commands on timers that are not there: accepted, and then refused by the scheduler, or of no effect."""
+    now, some_id, entity = intake.WAIT_FOR_ACCEPTED, str(new_id()), f"{mark}-c"
+    for selector in (
+        intake.Selector(ids=intake.IdSelector(ids=[some_id], entity=entity)),
+        intake.Selector(entity=intake.EntitySelector(entity=entity, type=mark)),
+        intake.Selector(timeline=intake.TimelineSelector(entity=entity, timeline=mark)),
+    ):
+        yield intake.CancelRequest(selector=selector, cause=mark, wait_for=now)
+        yield intake.RescheduleRequest(selector=selector, after=Duration(seconds=1), wait_for=now)
+        yield intake.PauseRequest(selector=selector, wait_for=now)
+        yield intake.ResumeRequest(selector=selector, wait_for=now)
+    trigger = intake.ScheduleTrigger(schedule_id=some_id, entity=entity)
+    yield intake.TriggerScheduleRequest(triggers=[trigger], wait_for=now)
+    backfill = intake.ScheduleBackfill(
+        schedule_id=some_id, entity=entity, start_time=_at(timedelta(days=-2)), end_time=_at(timedelta(days=-1))
+    )
+    yield intake.BackfillScheduleRequest(backfills=[backfill], wait_for=now)
+    outcome = intake.Outcome(timer_id=some_id, attempt=1, entity=entity, error=mark)
+    yield intake.ReportOutcomeRequest(outcomes=[outcome], wait_for=now)
 
 
 def _dispatcher_samples(mark: str) -> Iterator[tuple[str, str, Message]]:

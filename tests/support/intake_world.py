@@ -13,6 +13,8 @@ import grpc
 from carillon.intake.v1 import intake_pb2, intake_pb2_grpc
 from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import timer_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from sqlalchemy import MetaData
@@ -29,6 +31,7 @@ from libs.rpc import RpcServer, build_server
 from libs.rpc_client import connect
 from libs.service import Runtime
 from libs.settings import AuthSettings, GrpcSettings, LinkSettings, PostgresSettings
+from libs.wire import to_timestamp
 from services.intake.app import build
 from services.intake.settings import IntakeSettings
 from tests.support.clock import ManualClock
@@ -37,6 +40,7 @@ from tests.support.fixtures import OpenBus, OpenDatabase
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 TENANT = "default"
 MIGRATIONS = Path(services.intake.__file__).parent / "migrations"
+TABLES = ("request", "response", "idempotency", "item_providers", "outbox")
 LINKS = LinkSettings(sweep_interval=timedelta(seconds=0.1), republish_after=timedelta(seconds=1))
 
 Results = Callable[[int, link_pb2.Entry], link_pb2.EntryResult | None]
@@ -106,6 +110,11 @@ class IntakeWorld:
             row = await (await tx.raw.execute(f"SELECT count(*) FROM {table}")).fetchone()
         assert row is not None
         return int(row[0])
+
+    async def stored(self) -> dict[str, int]:
+        """Rows per table, of those that have any."""
+        counts = {table: await self.count(table) for table in TABLES}
+        return {table: count for table, count in counts.items() if count}
 
     async def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         """What a query gives."""
@@ -210,6 +219,20 @@ async def _running(loops: Sequence[Any]) -> AsyncIterator[None]:
             await asyncio.gather(task, return_exceptions=True)
 
 
+def assert_all_refused(results: Sequence[Any], name: str, wrong: Sequence[tuple[Any, str, str]]) -> None:
+    """Every item, (item, field, why), has its own INVALID_ARGUMENT that names its own field."""
+    assert len(results) == len(wrong)
+    for index, (result, (_, path, why)) in enumerate(zip(results, wrong, strict=True)):
+        assert not result.id
+        assert (result.error.code, result.error.field) == (3, f"{name}[{index}].{path}")
+        assert result.error.message.startswith(f"{path} {why}")
+
+
+def days(count: float) -> Timestamp:
+    """An instant so many days from now."""
+    return to_timestamp(NOW + timedelta(days=count))
+
+
 def content(**more: Any) -> timer_pb2.NotificationContent:
     """A notification's content that is as it should be."""
     fields: dict[str, Any] = {"type": "shop.sale", "subscribers": ["anna"], "payload": '{"sum": 3}'}
@@ -226,6 +249,12 @@ def schedule(**more: Any) -> intake_pb2.Schedule:
     """A schedule that lacks only its time."""
     fields: dict[str, Any] = {"entity": "shop-1", "target": timer_pb2.Target(notification=content())}
     return intake_pb2.Schedule(**(fields | more))
+
+
+def event(**more: Any) -> timer_pb2.Target:
+    """A target that tells a business service, which reports within an hour."""
+    fields: dict[str, Any] = {"type": "trial.over", "payload": '{"sum": 3}', "report_within": Duration(seconds=3_600)}
+    return timer_pb2.Target(event=timer_pb2.EventContent(**(fields | more)))
 
 
 def request(**more: Any) -> intake_pb2.Request:
