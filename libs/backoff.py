@@ -8,20 +8,21 @@ AWS Architecture Blog, 2015).
 from dataclasses import dataclass
 from datetime import timedelta
 
-_MOST_DOUBLINGS = 62  # Beyond any useful bound, and within a float.
+_MOST_STEPS = 62  # Beyond any useful bound, and within a float.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Backoff:
-    """The bound starts at `first` and doubles with every failure, up to `longest`."""
+    """The bound starts at `first` and is multiplied with every failure, up to `longest`."""
 
     first: timedelta
     longest: timedelta
+    multiplier: float = 2.0
 
     def bound(self, failures: int) -> timedelta:
         """The longest possible wait after that many failures, counted from 1."""
-        doublings = min(max(failures, 1) - 1, _MOST_DOUBLINGS)
-        seconds = min(self.first.total_seconds() * 2.0**doublings, self.longest.total_seconds())
+        steps = min(max(failures, 1) - 1, _MOST_STEPS)
+        seconds = min(self.first.total_seconds() * self.multiplier**steps, self.longest.total_seconds())
         return timedelta(seconds=seconds)
 
     def delay(self, failures: int, *, draw: float, retry_after: timedelta | None = None) -> timedelta:

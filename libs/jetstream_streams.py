@@ -27,13 +27,15 @@ _OURS = (
 def stream_config(
     name: str, subjects: Sequence[str], *, is_work_queue: bool, max_age: timedelta, max_bytes: int, replicas: int
 ) -> StreamConfig:
-    """A stream in files that refuses messages when it is full; the sender then hears of it, and keeps them."""
+    """A stream in files. A full work queue refuses messages: the sender hears of it, and keeps them. Another drops its
+    oldest: one reader who stays away must not stop everybody.
+    """
     return StreamConfig(
         name=name,
         subjects=list(subjects),
         retention=RetentionPolicy.WORK_QUEUE if is_work_queue else RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
-        discard=DiscardPolicy.NEW,
+        discard=DiscardPolicy.NEW if is_work_queue else DiscardPolicy.OLD,
         max_age=max_age.total_seconds(),
         max_bytes=max_bytes,
         duplicate_window=min(DUPLICATE_WINDOW, max_age).total_seconds(),

@@ -46,6 +46,7 @@ _TYPES: dict[object, str] = {
     timedelta: "duration",
     Path: "path",
     SecretStr: "secret",
+    dict[str, str]: "JSON object",
 }
 
 

@@ -171,7 +171,7 @@ class Receiver:
                 fresh = [one for one in frames if one.id in known.fresh]
                 applied = await self._apply_traced(tx, fresh) if fresh else Applied()
                 receipts = known.receipts | receipts_of(fresh, applied.results)
-                await inbox.keep_results(tx, {i: r for i, r in receipts.items() if i in known.fresh and r.results})
+                await self.settlement.keep(tx, {i: r for i, r in receipts.items() if i in known.fresh})
         except Exception as err:  # noqa: BLE001 — outermost frame of an attempt: the error decides about its frames.
             return err
         self._publish(applied.outgoing)
@@ -239,6 +239,10 @@ class Settlement:
                 f"older than the inbox remembers ({self._settings.inbox_retention}); it may have been applied before",
             )
         return Admission(fresh=frozenset(fresh.keys() - {one.id for one in too_old}), receipts=receipts)
+
+    async def keep(self, tx: Transaction, receipts: Mapping[UUID, link_pb2.Receipt]) -> None:
+        """Keep the receipts that say something, so that a frame that comes again is answered as the first time."""
+        await inbox.keep_results(tx, {i: receipt for i, receipt in receipts.items() if receipt.results})
 
     async def settle(
         self, frames: Sequence[IncomingFrame], receipts: Mapping[UUID, link_pb2.Receipt], fresh: Sequence[IncomingFrame]

@@ -35,6 +35,7 @@ _DEAD = """
 _UNDONE = f"""
     SELECT (SELECT count(*) FROM intake.outbox) AS intake_outbox,
            (SELECT count(*) FROM scheduler.outbox) AS scheduler_outbox,
+           (SELECT count(*) FROM scheduler.event_outbox) AS events_unpublished,
            (SELECT count(*) FROM digest.outbox) AS digest_outbox,
            (SELECT count(*) FROM dispatcher.outbox) AS dispatcher_outbox,
            (SELECT count(*) FROM scheduler.shard CROSS JOIN LATERAL (

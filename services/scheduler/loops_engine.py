@@ -9,30 +9,34 @@ which cannot happen before a commit still in flight has ended. Their frames wait
 
 What fails for a reason of its own must not hold up the others. After such a failure the frames of the turn become
 suspects: each gets a turn alone, without firing, and one that fails alone is handed to `Settlement.fail`, which counts
-and in the end buries it. Firing goes on with half as many timers each time; a timer that fails alone is recorded as
-failed the next time.
+and in the end buries it. Firing goes on with caution (`loops_caution.py`).
+
+Shards are divided among *lanes*, which take their turns at the same time: while Postgres works for one, this process
+decides the next.
 """
 
 import asyncio
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Protocol
 from uuid import UUID
 
 from libs.clock import Clock
 from libs.errors import ResourceExhausted
 from libs.links.frames import Addressed, OutgoingFrame
-from libs.links.inbox import keep_results
-from libs.links.receiver import EntryResult, IncomingFrame, Message, PoisonFrame, Receipt, Settlement, receipts_of
-from libs.links.sender import Sender
-from libs.postgres import Database, Transaction, is_transient
+from libs.links.receiver import IncomingFrame, Message, PoisonFrame, Receipt, receipts_of
+from libs.postgres import Transaction, is_transient
 from libs.sharding import shard_of
 from services.scheduler import metrics
-from services.scheduler.commands import Changes, Command, Known, Needs, Outcome
+from services.scheduler.commands import Changes, Command
+from services.scheduler.conditions import Answer
+from services.scheduler.events import OutgoingEvent
+from services.scheduler.loops_caution import Caution
 from services.scheduler.loops_mailbox import Arrival, Mailbox
+from services.scheduler.loops_ports import Asker, Codec, Database, Events, Sender, Settlement, Store
+from services.scheduler.needs import Needs, needs_of_answers, needs_to_fire
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.shard import Shard
 from services.scheduler.timer import Mark, Timer
@@ -42,23 +46,6 @@ log = logging.getLogger(__name__)
 _PAUSE_S = 0.05
 
 
-class Store(Protocol):
-    """What a turn reads and writes; services.scheduler.store.TurnStore."""
-
-    async def fence(self, tx: Transaction, epochs: Mapping[int, int], *, longest_pause: timedelta) -> set[int]: ...
-    async def pages(self, tx: Transaction, after: Mapping[int, Mark], limit: int) -> dict[int, list[Timer]]: ...
-    async def load(self, tx: Transaction, needs: Needs) -> Known: ...
-    async def write(self, tx: Transaction, changes: Sequence[Changes], now: datetime) -> None: ...
-
-
-class Codec(Protocol):
-    """Between frames and commands; the module services.scheduler.stream."""
-
-    def commands_of(self, incoming: IncomingFrame) -> list[Command]: ...
-    def encode(self, due: Iterable[Timer]) -> tuple[dict[UUID, Addressed], dict[UUID, str]]: ...
-    def results_of(self, outcomes: Sequence[Outcome]) -> Mapping[UUID, Sequence[EntryResult]]: ...
-
-
 @dataclass(slots=True, kw_only=True)
 class Turn:
     """What one turn is about. `taken`: the timers it tried to fire, once it has."""
@@ -66,6 +53,7 @@ class Turn:
     shards: dict[int, Shard]
     arrivals: list[Arrival]
     most_timers: int
+    answers: dict[int, list[Answer]] = field(default_factory=dict)
     is_careful: bool = False
     taken: dict[int, list[Timer]] = field(default_factory=dict)
 
@@ -76,9 +64,19 @@ class Committed:
 
     changes: list[Changes]
     frames: list[OutgoingFrame]
+    events: list[OutgoingEvent]
     settled: list[IncomingFrame]
     fresh: list[IncomingFrame]
     receipts: dict[UUID, Receipt]
+
+
+class _Lane:
+    """Every so manieth shard: they take their turns together, while other lanes take theirs."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.wake = asyncio.Event()
+        self.turn = asyncio.Lock()
 
 
 class Engine:
@@ -92,6 +90,8 @@ class Engine:
         codec: Codec,
         settlement: Settlement,
         sender: Sender,
+        events: Events,
+        asker: Asker,
         clock: Clock,
         settings: SchedulerSettings,
         shard_count: int,
@@ -103,6 +103,8 @@ class Engine:
         self._codec = codec
         self._settlement = settlement
         self._sender = sender
+        self._events = events
+        self._asker = asker
         self._clock = clock
         self._settings = settings
         self._shard_count = shard_count
@@ -110,11 +112,10 @@ class Engine:
         self._page_timers = max(16, settings.wheel_timers // shard_count)
         self._shards: dict[int, Shard] = {}
         self._mailbox = Mailbox(max(1, settings.max_mailbox_frames // shard_count))
-        self._wake = asyncio.Event()
-        self._turn = asyncio.Lock()
+        self._answers: defaultdict[int, list[Answer]] = defaultdict(list)
+        self._lanes = [_Lane(number) for number in range(settings.lanes)]
         self._has_room = True
-        self._caution: dict[int, int] = {}  # Timers per turn, for shards whose firing has failed.
-        self._blamed: dict[int, tuple[UUID, str]] = {}  # The timer that failed alone, and why.
+        self._caution = Caution()
         self.is_trusted: Callable[[], bool] = lambda: True
         self.on_lost: Callable[[], None] = lambda: None
 
@@ -134,13 +135,17 @@ class Engine:
 
     async def drop(self, numbers: Iterable[int]) -> None:
         """Let go of shards and hand back their mail, between two turns: afterwards no turn of theirs is under way."""
-        numbers = list(numbers)
-        async with self._turn:
-            for number in numbers:
-                self._shards.pop(number, None)
-                self._caution.pop(number, None)
-                self._blamed.pop(number, None)
-            mail = self._mailbox.remove(numbers)
+        mail: list[Arrival] = []
+        by_lane: defaultdict[int, list[int]] = defaultdict(list)
+        for number in numbers:
+            by_lane[number % len(self._lanes)].append(number)
+        for lane, members in by_lane.items():
+            async with self._lanes[lane].turn:
+                for number in members:
+                    self._shards.pop(number, None)
+                    self._answers.pop(number, None)
+                    self._caution.forget(number)
+                mail += self._mailbox.remove(members)
         await _hand_back(one.incoming for one in mail)
 
     async def hand_back_mail(self) -> None:
@@ -149,7 +154,17 @@ class Engine:
 
     def wake(self) -> None:
         """Look for work again: a lease was renewed, a shard has come, a link has room."""
-        self._wake.set()
+        for lane in self._lanes:
+            lane.wake.set()
+
+    def answer(self, answer: Answer) -> None:
+        """Take in what a service says of a condition; lost with a turn that fails, and then asked again."""
+        if answer.shard in self._shards:
+            self._answers[answer.shard].append(answer)
+            self._lane_of(answer.shard).wake.set()
+
+    def _lane_of(self, shard: int) -> _Lane:
+        return self._lanes[shard % len(self._lanes)]
 
     @property
     def epochs(self) -> dict[int, int]:
@@ -168,7 +183,7 @@ class Engine:
                     continue
                 await self._mailbox.put(Arrival(shard=shard, incoming=waiting[0], commands=commands))
                 waiting.popleft()
-                self.wake()
+                self._lane_of(shard).wake.set()
         except asyncio.CancelledError:
             await _hand_back(waiting)  # Or they would come to the shard's next owner only after ACK_WAIT.
             raise
@@ -186,21 +201,34 @@ class Engine:
 
     async def run(self) -> None:
         """Take turns until cancelled."""
-        while True:
-            if not await self.turn():
-                await self._clock.wait_until(self._next_at(), self._wake)
+        async with asyncio.TaskGroup() as tasks:
+            for lane in self._lanes:
+                tasks.create_task(self._run_lane(lane))
 
-    def _next_at(self) -> datetime | None:
+    async def _run_lane(self, lane: _Lane) -> None:
+        while True:
+            if not await self._take_turn(lane):
+                await self._clock.wait_until(self._next_at(lane), lane.wake)
+
+    def _shards_of(self, lane: _Lane) -> dict[int, Shard]:
+        return {n: shard for n, shard in self._shards.items() if n % len(self._lanes) == lane.number}
+
+    def _next_at(self, lane: _Lane) -> datetime | None:
         """When there is work without anybody waking us."""
         if not self.is_trusted() or not self._has_room:
             return None
-        return min((at for shard in self._shards.values() if (at := shard.next_at()) is not None), default=None)
+        return min(
+            (at for shard in self._shards_of(lane).values() if (at := shard.next_at()) is not None), default=None
+        )
 
     async def turn(self) -> bool:
-        """One turn; whether there was something to do, and so may be more."""
-        async with self._turn:
+        """One turn of each lane; whether there was something to do, and so may be more."""
+        return any([await self._take_turn(lane) for lane in self._lanes])
+
+    async def _take_turn(self, lane: _Lane) -> bool:
+        async with lane.turn:
             # An untrusted lease may be good still; who renews it wakes us.
-            turn = self._plan() if self.is_trusted() else None
+            turn = self._plan(self._shards_of(lane)) if self.is_trusted() else None
             if turn is None:
                 return False
             try:
@@ -208,27 +236,28 @@ class Engine:
             except Exception as err:  # noqa: BLE001 - outermost frame of a turn: all of it is undone, and done again.
                 await self._on_failure(turn, err)
                 return True
-            self._on_success(turn)
+            self._caution.relax(turn.taken.keys(), self._settings.turn_timers)
         await self._after_commit(committed)
         return True
 
-    def _plan(self) -> Turn | None:
-        if (suspect := self._mailbox.take_suspect(self._shards)) is not None:
-            shards = {suspect.shard: self._shards[suspect.shard]}
-            return Turn(shards=shards, arrivals=[suspect], most_timers=0, is_careful=True)
+    def _plan(self, shards: dict[int, Shard]) -> Turn | None:
+        if (suspect := self._mailbox.take_suspect(shards)) is not None:
+            return Turn(
+                shards={suspect.shard: shards[suspect.shard]}, arrivals=[suspect], most_timers=0, is_careful=True
+            )
         now = self._clock.now()
-        due = {n for n, shard in self._shards.items() if self._has_room and (at := shard.next_at()) and at <= now}
-        hungry = {number for number, shard in self._shards.items() if shard.wants_page() is not None}
-        for number in (due | hungry) & self._caution.keys():
-            shards = {number: self._shards[number]}
-            most_timers = self._caution[number] if self._has_room else 0
-            return Turn(shards=shards, arrivals=[], most_timers=most_timers, is_careful=True)
-        arrivals = self._mailbox.take(self._shards, self._settings.turn_entries)
-        busy = sorted(due | hungry | {one.shard for one in arrivals})
+        due = {n for n, shard in shards.items() if self._has_room and (at := shard.next_at()) and at <= now}
+        hungry = {number for number, shard in shards.items() if shard.wants_page() is not None}
+        for number in (due | hungry) & self._caution.shards:
+            most_timers = self._caution.most_timers(number) if self._has_room else 0
+            return Turn(shards={number: shards[number]}, arrivals=[], most_timers=most_timers, is_careful=True)
+        arrivals = self._mailbox.take(shards, self._settings.turn_entries)
+        answers = {number: self._answers.pop(number) for number in shards.keys() & self._answers.keys()}
+        busy = sorted(due | hungry | answers.keys() | {one.shard for one in arrivals})
         if not busy:
             return None
         most_timers = self._settings.turn_timers if self._has_room else 0
-        return Turn(shards={n: self._shards[n] for n in busy}, arrivals=arrivals, most_timers=most_timers)
+        return Turn(shards={n: shards[n] for n in busy}, arrivals=arrivals, answers=answers, most_timers=most_timers)
 
     async def _commit(self, turn: Turn) -> Committed | None:
         """Take a turn in one transaction; None when not one of its shards was ours any more."""
@@ -240,19 +269,24 @@ class Engine:
             now = self._clock.now()
             admission = await self._settlement.admit(tx, [one.incoming for one in turn.arrivals])
             fresh = [one for one in turn.arrivals if one.incoming.id in admission.fresh]
-            await self._handle(tx, turn.shards, fresh, now)
-            encoded = await self._fire(tx, turn, now)
+            await self._handle(tx, turn, fresh, now)
+            sent = await self._fire(tx, turn, now)
 
             changes = [shard.take_changes() for shard in turn.shards.values()]
             await self._store.write(tx, changes, now)
-            frames, _ = self._sender.pack(encoded[timer.id] for one in changes for timer in one.fired)
+            fired = [sent[timer.id] for one in changes for timer in one.fired]
+            frames, _ = self._sender.pack(one for one in fired if not isinstance(one, OutgoingEvent))
+            events = [one for one in fired if isinstance(one, OutgoingEvent)]
             await self._sender.insert(tx, frames)
+            await self._events.insert(tx, events)
             results = self._codec.results_of([outcome for one in changes for outcome in one.outcomes])
             incoming = [one.incoming for one in fresh]
             receipts = admission.receipts | receipts_of(incoming, results)
-            await keep_results(tx, {i: r for i, r in receipts.items() if i in admission.fresh and r.results})
+            await self._settlement.keep(tx, {i: r for i, r in receipts.items() if i in admission.fresh})
         settled = [one.incoming for one in turn.arrivals]
-        return Committed(changes=changes, frames=frames, settled=settled, fresh=incoming, receipts=receipts)
+        return Committed(
+            changes=changes, frames=frames, events=events, settled=settled, fresh=incoming, receipts=receipts
+        )
 
     async def _read_pages(self, shards: Mapping[int, Shard]) -> None:
         """Read ahead. Before the fence, so that a process stopped in the middle of a large answer holds no lock.
@@ -279,27 +313,29 @@ class Engine:
             turn.shards = {number: shard for number, shard in turn.shards.items() if number not in lost}
             turn.arrivals = [one for one in turn.arrivals if one.shard not in lost]
 
-    async def _handle(
-        self, tx: Transaction, shards: Mapping[int, Shard], fresh: Sequence[Arrival], now: datetime
-    ) -> None:
+    async def _handle(self, tx: Transaction, turn: Turn, fresh: Sequence[Arrival], now: datetime) -> None:
         needs = Needs()
         for one in fresh:
-            needs |= shards[one.shard].needs(one.commands)
+            needs |= turn.shards[one.shard].needs(one.commands)
+        for answers in turn.answers.values():
+            needs |= needs_of_answers(answers)
         known = await self._store.load(tx, needs)
         for one in fresh:
-            shards[one.shard].handle(one.commands, known, now)
+            turn.shards[one.shard].handle(one.commands, known, now)
+        for number in turn.answers.keys() & turn.shards.keys():
+            turn.shards[number].answer(turn.answers[number], known, now)
 
-    async def _fire(self, tx: Transaction, turn: Turn, now: datetime) -> Mapping[UUID, Addressed]:
+    async def _fire(self, tx: Transaction, turn: Turn, now: datetime) -> Mapping[UUID, Addressed | OutgoingEvent]:
         """Fire what is due, at most the turn's share of each shard; what each timer sends if it does fire."""
         due = [s for s in turn.shards.values() if turn.most_timers and (at := s.next_at()) and at <= now]
         limit = max(1, turn.most_timers // max(1, len(due)))
         turn.taken = {shard.number: shard.take_due(now, limit) for shard in due}
         needs = Needs()
         for timers in turn.taken.values():
-            needs |= Shard.needs_to_fire(timers)
+            needs |= needs_to_fire(timers)
         known = await self._store.load(tx, needs)
-        encoded, broken = self._codec.encode(timer for timers in turn.taken.values() for timer in timers)
-        broken |= dict(self._blamed.values())
+        encoded, broken = self._codec.encode((timer for timers in turn.taken.values() for timer in timers), now)
+        broken |= self._caution.blamed
         for shard in due:
             shard.fire(turn.taken[shard.number], known, now, broken)
         return encoded
@@ -308,17 +344,12 @@ class Engine:
         if committed is None:
             return
         self._sender.publish(committed.frames)
+        self._events.publish(committed.events)
+        self._asker.ask([question for one in committed.changes for question in one.questions])
         await self._settlement.settle(committed.settled, committed.receipts, committed.fresh)
         metrics.count_turn(committed.changes, self._clock.now())
 
     # What goes wrong
-
-    def _on_success(self, turn: Turn) -> None:
-        for number in turn.taken.keys() & self._caution.keys():
-            self._blamed.pop(number, None)
-            self._caution[number] *= 2
-            if self._caution[number] >= self._settings.turn_timers:
-                del self._caution[number]
 
     async def _on_failure(self, turn: Turn, error: Exception) -> None:
         metrics.TURNS.labels("failed").inc()
@@ -340,10 +371,7 @@ class Engine:
             await self._settlement.fail([one.incoming for one in turn.arrivals], error)
         else:
             self._mailbox.put_back(replace(one, is_suspect=True) for one in turn.arrivals)
-        for number, timers in turn.taken.items():
-            self._caution[number] = max(1, len(timers) // 2)
-            if turn.is_careful and len(timers) == 1:
-                self._blamed[number] = (timers[0].id, f"{type(error).__name__}: {error}")
+        self._caution.blame(turn.taken, error, is_alone=turn.is_careful)
 
     def _lose(self, numbers: Iterable[int]) -> None:
         for number in list(numbers):
@@ -361,6 +389,7 @@ class Engine:
         had_room = self._has_room
         try:
             self._sender.check_room(self._receivers)
+            self._events.check_room()
             self._has_room = True
         except ResourceExhausted as err:
             self._has_room = False

@@ -70,7 +70,10 @@ class Store(Protocol):
 
 
 class Leases:
-    """The leases of this replica. `consume` yields the frames of one shard; `nudge` wakes the other replicas."""
+    """The leases of this replica. `consume` yields the frames of one shard; `nudge` wakes the other replicas.
+
+    `monotonic_s` is read at the moment it counts; the loop's own time is as old as the loop's present round.
+    """
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class Leases:
         tombstones_after: timedelta,
         consume: Callable[[int], AsyncGenerator[Sequence[Message], None]],
         nudge: Callable[[], Awaitable[None]],
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -92,6 +96,7 @@ class Leases:
         self._tombstones_after = tombstones_after
         self._consume = consume
         self._nudge = nudge
+        self._monotonic_s = monotonic_s
         self._trusted_until_s = 0.0
         self._consumers: dict[int, asyncio.Task[None]] = {}
         self._known_members: frozenset[str] = frozenset()
@@ -101,7 +106,7 @@ class Leases:
 
     def is_trusted(self) -> bool:
         """Whether our leases still count, by our own reckoning."""
-        return time.monotonic() < self._trusted_until_s
+        return self._monotonic_s() < self._trusted_until_s
 
     async def run(self) -> None:
         """Keep leases until cancelled, then give them all back."""
@@ -122,8 +127,8 @@ class Leases:
         next_forget_s = 0.0
         while True:
             self._engine.measure()
-            if time.monotonic() >= next_forget_s:
-                next_forget_s = time.monotonic() + _FORGET_INTERVAL_S
+            if self._monotonic_s() >= next_forget_s:
+                next_forget_s = self._monotonic_s() + _FORGET_INTERVAL_S
                 try:
                     await self._store.forget(tombstones_after=self._tombstones_after, members_after=self._ttl * 100)
                 except Exception:
@@ -145,14 +150,14 @@ class Leases:
 
     async def beat(self) -> timedelta:
         """Renew, give back what is another's, take what is ours; returns when to come again."""
-        began_s = time.monotonic()
+        began_s = self._monotonic_s()
         held = self._engine.epochs
         situation = await self._store.renew(held)
-        # From the start of the call: when the answer came says nothing about when the lease began.
-        self._trusted_until_s = trusted_until_s(began_s, self._ttl)
         if gone := held.keys() - situation.renewed:
             metrics.FENCED.inc(len(gone))
             await self._drop(gone)
+        # From the start of the call: when the answer came says nothing about when the lease began.
+        self._trusted_until_s = trusted_until_s(began_s, self._ttl)
         self._engine.wake()
         wanted = wanted_shards(self._replica, situation.members, self._shard_count)
         if unwanted := {shard: epoch for shard, epoch in self._engine.epochs.items() if shard not in wanted}:

@@ -1,10 +1,17 @@
 """What can be asked about timers and shards. Pure data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Generic, Literal, TypeVar
 from uuid import UUID
 
 from services.scheduler.timer import State
+
+Item = TypeVar("Item")
+
+About = Literal["entity", "id", "schedule_id", "run_id"]
+"""By what timers are looked up for an explanation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,14 +30,25 @@ class TimerFilter:
 class Place:
     """Where a page of timers ended."""
 
-    shard: int
     fire_at: datetime
     timer_id: UUID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[Item]):
+    """Part of a list, in its order; `is_last`: nothing comes after it. Never empty unless it is the last."""
+
+    items: Sequence[Item]
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSummary:
-    """A shard and one tenant's timers in it. `pending` and `due` are exact below 10,000."""
+    """A shard and one tenant's timers in it.
+
+    `pending`: timers whose turn is to come (`timer.HAS_TURN`); `due`: those of them whose turn has come and was not
+    taken yet. Paused and buffered timers have no turn. Exact below 10,000.
+    """
 
     number: int
     holder: str

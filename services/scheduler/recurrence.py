@@ -1,65 +1,100 @@
 """Recurrences: a rule with its policies, and which occurrence follows which. Pure.
 
-The next occurrence is strictly after both the last one and now (DESIGN §5): what was missed while nothing could fire is
-made up by the one firing that comes late, never by a second firing of the same occurrence.
+An occurrence has a *nominal* time, by the rule, and is due at that time plus its jitter. Its id derives from the
+nominal time, so that whoever makes it again makes the same. Only an occurrence whose time has come makes the next one.
+
+What was missed while nothing could fire is made up for as the misfire policy says:
+
+    FIRE_ONCE   the first missed occurrence within the window fires; the next is not missed
+    FIRE_ALL    every missed occurrence within the window fires, one after the other
+    SKIP        as FIRE_ALL, with a window of a minute: later than that is not worth firing
 """
 
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from enum import IntEnum
+from itertools import islice, takewhile
 from uuid import UUID
 
+from msgspec import Struct
+
 from libs.ids import derived_id
-from libs.recurrence import Fold, Gap, Rule, next_after
+from libs.recurrence import Rule, next_after, occurrences
+from services.scheduler.attempts import fraction_of
+
+CATCH_UP = timedelta(days=30)
+"""How far back missed occurrences count where nothing is said: no outage should lose a monthly report."""
+
+_GRACE = timedelta(minutes=1)
+_MICROSECOND = timedelta(microseconds=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recurrence:
+class Misfire(IntEnum):
+    """What happens to missed occurrences; numbers as in scheduler.v1.MisfirePolicy."""
+
+    FIRE_ONCE = 1
+    FIRE_ALL = 2
+    SKIP = 3
+
+
+class Overlap(IntEnum):
+    """What happens when one before has no outcome yet; numbers as in scheduler.v1.OverlapPolicy."""
+
+    ALLOW = 1
+    SKIP = 2
+    BUFFER_ONE = 3
+
+
+class Recurrence(Struct, frozen=True, kw_only=True):
     """A rule that makes timers. See libs.recurrence.Rule for what its parts mean."""
 
     rule: Rule
+    jitter: timedelta = timedelta(0)
+    misfire: Misfire = Misfire.FIRE_ONCE
+    catch_up: timedelta = CATCH_UP
+    overlap: Overlap = Overlap.ALLOW
+
+    @property
+    def _window(self) -> timedelta:
+        return _GRACE if self.misfire is Misfire.SKIP else self.catch_up
 
     def first(self, accepted_at: datetime) -> datetime | None:
-        """The first occurrence strictly after acceptance, and not before the rule's start."""
+        """The first nominal time strictly after acceptance, and not before the rule's start."""
         return next_after(self.rule, accepted_at)
 
-    def following(self, last: datetime, now: datetime) -> datetime | None:
-        """The occurrence after `last`, strictly in the future."""
-        return next_after(self.rule, max(last, now))
+    def due_at(self, schedule_id: UUID, nominal_at: datetime) -> datetime:
+        """When the occurrence is due: its nominal time and its share of the jitter.
 
-    def to_json(self) -> dict[str, Any]:
-        """For storage."""
-        rule = self.rule
-        return {
-            "cron": rule.cron,
-            "rrule": rule.rrule,
-            "zone": rule.zone,
-            "start": rule.start.isoformat(),
-            "end": rule.end.isoformat() if rule.end else None,
-            "count": rule.count,
-            "exclusions": sorted(one.isoformat() for one in rule.exclusions),
-            "gap": rule.gap.name,
-            "fold": rule.fold.name,
-        }
+        Never after the nominal time of the next one: only an occurrence whose time has come makes the next, which would
+        be late for no fault of its own.
+        """
+        if not self.jitter:
+            return nominal_at
+        next_at = next_after(self.rule, nominal_at)
+        most = self.jitter if next_at is None else min(self.jitter, next_at - nominal_at)
+        return nominal_at + most * fraction_of(occurrence_id(schedule_id, nominal_at), 0)
 
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "Recurrence":
-        """From storage."""
-        return cls(
-            rule=Rule(
-                cron=stored["cron"],
-                rrule=stored["rrule"],
-                zone=stored["zone"],
-                start=datetime.fromisoformat(stored["start"]),
-                end=datetime.fromisoformat(stored["end"]) if stored["end"] else None,
-                count=stored["count"],
-                exclusions=frozenset(map(datetime.fromisoformat, stored["exclusions"])),
-                gap=Gap[stored["gap"]],
-                fold=Fold[stored["fold"]],
-            )
-        )
+    def is_missed(self, due_at: datetime, nominal_at: datetime, now: datetime) -> bool:
+        """Whether it comes too late to be fired. One that was rescheduled to earlier is not late before its own time."""
+        return now - max(due_at, nominal_at) > self._window
+
+    def following(self, schedule_id: UUID, nominal_at: datetime, now: datetime, *, is_missed: bool) -> datetime | None:
+        """The nominal time after `nominal_at`; `is_missed`: that one came too late."""
+        if self.misfire is Misfire.FIRE_ONCE and not is_missed:  # It fires for all that have come due meanwhile.
+            near = occurrences(self.rule, max(nominal_at, now - self.jitter))
+            return next((at for at in near if self.due_at(schedule_id, at) > now), None)
+        earliest = now - self._window - self.jitter
+        return next_after(self.rule, max(nominal_at, earliest - _MICROSECOND))
+
+    def between(self, start: datetime, end: datetime, *, most: int) -> list[datetime]:
+        """Nominal times in (start, end], at most `most + 1`: one more says that there are too many."""
+        return list(islice(takewhile(lambda at: at <= end, occurrences(self.rule, start)), most + 1))
 
 
-def occurrence_id(schedule_id: UUID, due_at: datetime) -> UUID:
+def occurrence_id(schedule_id: UUID, nominal_at: datetime) -> UUID:
     """The timer id of one occurrence: whoever makes it again makes the same."""
-    return derived_id("occurrence", schedule_id, due_at.isoformat())
+    return derived_id("occurrence", schedule_id, nominal_at.isoformat())
+
+
+def backfill_id(schedule_id: UUID, nominal_at: datetime) -> UUID:
+    """The timer id of an occurrence that is made up for: once, however often it is asked for."""
+    return derived_id("backfill", schedule_id, nominal_at.isoformat())

@@ -1,7 +1,7 @@
 """The scheduler's gRPC API: questions about timers and shards, and timelines. Reads Postgres, needs no shard."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Protocol
@@ -26,18 +26,26 @@ from libs.wire import (
     read_page_token,
     to_timestamp,
 )
-from services.scheduler.explain import explain_timer
-from services.scheduler.queries import Place, ShardSummary, TimerFilter
+from services.scheduler.attempts import EndedAttempt
+from services.scheduler.explain import Entry, explain_timer
+from services.scheduler.queries import About, Page, Place, ShardSummary, TimerFilter
 from services.scheduler.rpc_messages import (
-    check_recurrence,
-    read_steps,
-    rule_of,
+    attempt_message,
+    entry_message,
     shard_message,
     timeline_message,
     timer_message,
 )
+from services.scheduler.rpc_recurrences import read_rule
+from services.scheduler.rpc_timelines import read_steps
 from services.scheduler.timelines import Step, Timeline
 from services.scheduler.timer import State, Timer
+
+MAX_ANSWER_BYTES = 7 << 19
+"""3.5 MiB: gRPC clients take 4 MiB unless told otherwise. A page ends early, with a token to go on."""
+
+_MAX_ENTRIES = 1_000
+_BAD_TOKEN = "is not a token from an answer before"  # noqa: S105
 
 Context = grpc.aio.ServicerContext
 
@@ -46,36 +54,46 @@ class Store(Protocol):
     """services.scheduler.store_queries.QueryStore."""
 
     async def timer(self, tenant: str, timer_id: UUID) -> Timer | None: ...
-    async def timers_by(self, tenant: str, column: str, value: UUID) -> list[Timer]: ...
-    async def timers(self, wanted: TimerFilter, *, after: Place | None, limit: int) -> list[Timer]: ...
+    async def timers(self, wanted: TimerFilter, *, after: Place | None, limit: int, most_bytes: int) -> Page[Timer]: ...
+    async def timers_near(
+        self, tenant: str, about: About, value: str | UUID, *, now: datetime, most: int
+    ) -> Sequence[Timer]: ...
+    async def under_way(self, tenant: str, schedule_ids: Collection[UUID]) -> dict[UUID, list[UUID]]: ...
+    async def attempts(self, tenant: str, timer_ids: Collection[UUID]) -> dict[UUID, list[EndedAttempt]]: ...
     async def shards(self, tenant: str, now: datetime) -> list[ShardSummary]: ...
     async def put_timeline(
         self, tenant: str, name: str, description: str, steps: tuple[Step, ...], now: datetime
     ) -> Timeline: ...
     async def timelines(
-        self, tenant: str, name: str, *, after: tuple[str, int] | None, limit: int
-    ) -> Sequence[Timeline]: ...
+        self, tenant: str, name: str, *, after: tuple[str, int] | None, limit: int, most_bytes: int
+    ) -> Page[Timeline]: ...
 
 
 class SchedulerRpc(scheduler_pb2_grpc.SchedulerServiceServicer):
     """See proto/carillon/scheduler/v1/scheduler.proto."""
 
-    def __init__(self, *, store: Store, clock: Clock) -> None:
+    def __init__(self, *, store: Store, clock: Clock, condition_services: frozenset[str]) -> None:
+        """`condition_services`: names that the conditions of timelines may ask."""
         self._store = store
         self._clock = clock
+        self._condition_services = condition_services
 
     async def GetTimer(
         self, request: scheduler_pb2.GetTimerRequest, context: Context[object, object]
     ) -> scheduler_pb2.GetTimerResponse:
-        """One timer."""
+        """One timer, with its attempts."""
         violations = Violations()
         timer_id = check_id(violations, "id", request.id)
         violations.raise_if_any()
         assert timer_id is not None
-        timer = await self._store.timer(tenant_of(context), timer_id)
+        tenant = tenant_of(context)
+        timer = await self._store.timer(tenant, timer_id)
         if timer is None:
             raise NotFound(f"there is no timer {request.id}", reason="TIMER_NOT_FOUND")
-        return scheduler_pb2.GetTimerResponse(timer=timer_message(timer))
+        attempts = await self._attempts(tenant, [timer])
+        return scheduler_pb2.GetTimerResponse(
+            timer=timer_message(timer), attempts=[attempt_message(one) for one in attempts.get(timer_id, ())]
+        )
 
     async def ListTimers(
         self, request: scheduler_pb2.ListTimersRequest, context: Context[object, object]
@@ -99,33 +117,27 @@ class SchedulerRpc(scheduler_pb2_grpc.SchedulerServiceServicer):
             violations.add("until_time", "must be after from_time")
         violations.raise_if_any()
         after = _place(request.page_token, query=repr(wanted))
-        timers = await self._store.timers(wanted, after=after, limit=limit + 1)
+        page = await self._store.timers(wanted, after=after, limit=limit, most_bytes=MAX_ANSWER_BYTES)
         token = ""
-        if len(timers) > limit:
-            last = timers[limit - 1]
-            cursor: dict[str, str | int | None] = {
-                "shard": last.shard,
-                "at": last.fire_at.isoformat(),
-                "id": str(last.id),
-            }
-            token = page_token(cursor, query=repr(wanted))
+        if not page.is_last:
+            last = page.items[-1]
+            token = page_token({"at": last.fire_at.isoformat(), "id": str(last.id)}, query=repr(wanted))
         return scheduler_pb2.ListTimersResponse(
-            timers=[timer_message(timer) for timer in timers[:limit]], next_page_token=token
+            timers=[timer_message(timer) for timer in page.items], next_page_token=token
         )
 
     async def PreviewOccurrences(
         self, request: scheduler_pb2.PreviewOccurrencesRequest, context: Context[object, object]
     ) -> scheduler_pb2.PreviewOccurrencesResponse:
-        """The next occurrences of a rule."""
+        """The next occurrences of a rule, without jitter: that depends on the id of the schedule."""
         violations = Violations()
         count = check_number(violations, "count", request.count or 10, least=1, most=1_000)
         now = self._clock.now()
         after = check_instant(violations, "after_time", request.after_time) if request.HasField("after_time") else now
-        check_recurrence(violations, "recurrence", request.recurrence)
+        rule = read_rule(violations, "recurrence", request.recurrence, now=min(now, after or now))
         violations.raise_if_any()
         assert after is not None
         try:
-            rule = rule_of(request.recurrence, min(now, after))
             check_cost(rule, after)
             # In a thread: what is cheap enough to answer is still too long for the shards to wait.
             times = await asyncio.to_thread(_first, rule, after, count)
@@ -138,7 +150,7 @@ class SchedulerRpc(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> scheduler_pb2.PutTimelineResponse:
         """Store a timeline."""
         violations = Violations()
-        steps = read_steps(violations, request.timeline)
+        steps = read_steps(violations, request.timeline, services=self._condition_services)
         violations.raise_if_any()
         timeline = await self._store.put_timeline(
             tenant_of(context), request.timeline.name, request.timeline.description, steps, self._clock.now()
@@ -156,13 +168,14 @@ class SchedulerRpc(scheduler_pb2_grpc.SchedulerServiceServicer):
         query = f"timelines {request.name}"
         cursor = read_page_token(request.page_token, {"name": str, "version": int}, query=query)
         after = (cursor["name"], cursor["version"]) if cursor else None
-        timelines = await self._store.timelines(tenant_of(context), request.name, after=after, limit=limit + 1)
+        page = await self._store.timelines(
+            tenant_of(context), request.name, after=after, limit=limit, most_bytes=MAX_ANSWER_BYTES
+        )
         token = ""
-        if len(timelines) > limit:
-            last = timelines[limit - 1]
-            token = page_token({"name": last.name, "version": last.version}, query=query)
+        if not page.is_last:
+            token = page_token({"name": page.items[-1].name, "version": page.items[-1].version}, query=query)
         return scheduler_pb2.ListTimelinesResponse(
-            timelines=[timeline_message(one) for one in timelines[:limit]], next_page_token=token
+            timelines=[timeline_message(one) for one in page.items], next_page_token=token
         )
 
     async def ListShards(
@@ -179,34 +192,52 @@ class SchedulerRpc(scheduler_pb2_grpc.SchedulerServiceServicer):
         violations = Violations()
         text = check_text(violations, "id", request.id, longest=256)
         violations.raise_if_any()
-        timers = await self._about(tenant_of(context), text)
-        entries = sorted((entry for timer in timers for entry in explain_timer(timer)), key=lambda entry: entry.at)
-        return scheduler_pb2.ExplainResponse(
-            entries=[
-                explain_pb2.Entry(
-                    time=to_timestamp(entry.at),
-                    service="scheduler",
-                    kind=entry.kind,
-                    sentence=entry.sentence,
-                    details=entry.details,
-                    is_expected=entry.is_expected,
-                )
-                for entry in entries[:1_000]
-            ]
-        )
+        tenant, now = tenant_of(context), self._clock.now()
+        timers = await self._about(tenant, text, now)
+        attempts = await self._attempts(tenant, timers)
+        buffered = {timer.schedule_id for timer in timers if timer.state is State.BUFFERED}
+        under_way = await self._store.under_way(tenant, buffered) if buffered else {}
+        entries = [
+            entry
+            for timer in timers
+            for entry in explain_timer(timer, attempts.get(timer.id, ()), under_way.get(timer.schedule_id, ()))
+        ]
+        return scheduler_pb2.ExplainResponse(entries=_nearest(entries, now))
 
-    async def _about(self, tenant: str, text: str) -> list[Timer]:
-        found = await self._store.timers(TimerFilter(tenant=tenant, entity=text), after=None, limit=1_000)
+    async def _about(self, tenant: str, text: str, now: datetime) -> Sequence[Timer]:
+        """The timers of an entity of that name; else the timer, schedule or timeline run of that id."""
+        found = await self._store.timers_near(tenant, "entity", text, now=now, most=_MAX_ENTRIES)
         asked = check_id(Violations(), "id", text)
-        for column in ("id", "schedule_id", "run_id"):
+        by_id: tuple[About, ...] = ("id", "schedule_id", "run_id")
+        for about in by_id:
             if not found and asked is not None:
-                found = await self._store.timers_by(tenant, column, asked)
+                found = await self._store.timers_near(tenant, about, asked, now=now, most=_MAX_ENTRIES)
         return found
 
+    async def _attempts(self, tenant: str, timers: Sequence[Timer]) -> dict[UUID, list[EndedAttempt]]:
+        tried = [timer.id for timer in timers if timer.attempts]
+        return await self._store.attempts(tenant, tried) if tried else {}
 
-def servicer(*, store: Store, clock: Clock) -> Servicer:
+
+def servicer(*, store: Store, clock: Clock, condition_services: frozenset[str] = frozenset()) -> Servicer:
     """The API, ready to be registered."""
-    return Servicer(scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, SchedulerRpc(store=store, clock=clock))
+    return Servicer(
+        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
+        SchedulerRpc(store=store, clock=clock, condition_services=condition_services),
+    )
+
+
+def _nearest(entries: Sequence[Entry], now: datetime) -> list[explain_pb2.Entry]:
+    """Of too many entries those that are nearest to now; ascending by time."""
+    kept: list[tuple[datetime, explain_pb2.Entry]] = []
+    room = MAX_ANSWER_BYTES
+    for entry in sorted(entries, key=lambda entry: abs(entry.at - now))[:_MAX_ENTRIES]:
+        message = entry_message(entry)
+        room -= message.ByteSize() + 8
+        if room < 0:
+            break
+        kept.append((entry.at, message))
+    return [message for _, message in sorted(kept, key=lambda one: one[0])]
 
 
 def _first(rule: Rule, after: datetime, count: int) -> list[datetime]:
@@ -223,12 +254,13 @@ def _states(violations: Violations, values: Sequence[timer_pb2.TimerState.ValueT
 
 
 def _place(token: str, *, query: str) -> Place | None:
-    cursor = read_page_token(token, {"shard": int, "at": str, "id": str}, query=query)
+    cursor = read_page_token(token, {"at": str, "id": str}, query=query)
     if cursor is None:
         return None
     try:
-        if not 0 <= cursor["shard"] < 1 << 31:
-            raise ValueError("no shard has this number")
-        return Place(shard=cursor["shard"], fire_at=datetime.fromisoformat(cursor["at"]), timer_id=UUID(cursor["id"]))
+        place = Place(fire_at=datetime.fromisoformat(cursor["at"]), timer_id=UUID(cursor["id"]))
     except ValueError as err:
-        raise InvalidArgument([FieldViolation("page_token", "is not a token from an answer before")]) from err
+        raise InvalidArgument([FieldViolation("page_token", _BAD_TOKEN)]) from err
+    if place.fire_at.tzinfo is None:
+        raise InvalidArgument([FieldViolation("page_token", _BAD_TOKEN)])
+    return place

@@ -1,16 +1,38 @@
 """The scheduler's own settings."""
 
+import json
+import re
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import Field
-from pydantic_settings import SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from libs.service import BaseSettings
 from libs.settings import Duration
 from libs.settings import Settings as Group
 
 SECOND = timedelta(seconds=1)
+_SERVICE_NAME = re.compile(r"[a-z0-9._-]{1,64}")
+
+
+def _parse_services(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as err:
+        raise ValueError(f"must be a JSON object, service name to URL: {err}") from err
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # A port that is none, half an IPv6 address.
+        return False
 
 
 class SchedulerSettings(Group):
@@ -45,12 +67,77 @@ class SchedulerSettings(Group):
         le=100_000,
         description="Entries of arriving frames handled in one transaction, at least one frame.",
     )
+    history_retention: Duration = Field(
+        timedelta(days=90),
+        ge=timedelta(hours=1),
+        le=timedelta(days=3650),
+        description="How long timers that fired or ended otherwise can still be looked up, in business time. What is "
+        "derived (a timeline's start, a backfill) is recognised as a repetition for as long.",
+    )
+    lanes: int = Field(
+        2,
+        ge=1,
+        le=16,
+        description="Transactions of turns under way at once, each for a part of the shards: while Postgres works for "
+        "one, this process decides the next. Each takes a connection.",
+    )
     max_mailbox_frames: int = Field(
         1_024,
         ge=1,
         le=100_000,
         description="Frames in memory waiting for their shard's turn; NATS keeps the others (INV-9).",
     )
+    events_max_age: Duration = Field(
+        timedelta(days=7),
+        ge=timedelta(minutes=1),
+        le=timedelta(days=365),
+        description="JetStream drops events from the stream EVENTS after this: how long a business service may be "
+        "away without missing one.",
+    )
+    events_max_bytes: int = Field(
+        1 << 30,
+        ge=1 << 20,
+        le=1 << 44,
+        description="Size limit of the stream EVENTS, in bytes, which JetStream sets aside; 1 GiB holds about a million "
+        "small events. At the limit the oldest are dropped, so leave room for a week's.",
+    )
+    events_max_backlog: int = Field(
+        100_000,
+        ge=1,
+        le=100_000_000,
+        description="Events that may wait in Postgres for JetStream; then nothing fires until there are fewer "
+        "(INV-9). At 66 KiB each that is 7 GB at the very worst, and normally below 200 MB.",
+    )
+    condition_services: Annotated[dict[str, str], NoDecode, BeforeValidator(_parse_services)] = Field(
+        {},
+        description="The business services that may decide conditions, a JSON object of names (1-64 characters of "
+        '[a-z0-9._-]) and http or https URLs: `{"crm": "https://crm.example/carillon"}`. They are asked by POST; '
+        "credentials do not belong in a URL, use condition_token. All replicas must agree.",
+    )
+    condition_token: SecretStr | None = Field(
+        None,
+        min_length=1,
+        description="Sent to each of them as `Authorization: Bearer`. Not set: nothing is.",
+    )
+    condition_concurrency: int = Field(
+        64,
+        ge=1,
+        le=1_000,
+        description="Questions under way to each of them at once, per process. 10,000 more wait in memory (32 MiB at "
+        "most); the rest is asked later, from Postgres.",
+    )
+
+    @field_validator("condition_services")
+    @classmethod
+    def _are_services(cls, services: dict[str, str]) -> dict[str, str]:
+        for name, url in services.items():
+            if not _SERVICE_NAME.fullmatch(name):
+                raise ValueError(f"a name is 1-64 characters of [a-z0-9._-], and {name!r} is not")
+            if not _is_web_address(url):
+                raise ValueError(f"{name}: must look like https://host:port/path")
+            if "@" in urlsplit(url).netloc:
+                raise ValueError(f"{name}: must not hold credentials; use CARILLON_SCHEDULER_CONDITION_TOKEN")
+        return services
 
 
 @dataclass(frozen=True)

@@ -19,37 +19,36 @@ INV-5 (firing order). INV-3 is the store's: every transaction checks the epoch.
 """
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
-from itertools import chain
 from uuid import UUID
 
-from libs.conditions import BadCondition, compile_condition
+from msgspec.structs import replace
+
+from services.scheduler import births, reports, verdicts
 from services.scheduler.commands import (
-    CancelTimers,
+    BackfillSchedule,
     Changes,
     Command,
-    Entity,
-    Known,
-    Needs,
+    OrderTimers,
     Outcome,
     PutFacts,
     Refusal,
+    ReportOutcome,
     ScheduleTimer,
     StartTimeline,
-    StateChange,
     Tombstone,
+    TriggerSchedule,
 )
+from services.scheduler.conditions import Answer, Question
+from services.scheduler.draft import Draft
 from services.scheduler.facts import MAX_FACTS_CHARACTERS, merge_patch
-from services.scheduler.recurrence import occurrence_id
-from services.scheduler.timelines import step_timer
-from services.scheduler.timer import Mark, State, Timer, fire_time, origin_of
+from services.scheduler.needs import Known, Needs, needs_of
+from services.scheduler.orders import obey
+from services.scheduler.timer import HAS_TURN, UNDER_WAY, Mark, State, Timer, fire_time, origin_of
 from services.scheduler.wheel import Wheel
 
-_FAILED_PRECONDITION = 9  # google.rpc.Code
-_MAX_NOTE = 4_096
+_NOT_FOUND, _FAILED_PRECONDITION = 5, 9  # google.rpc.Code
 
 
 class Shard:
@@ -73,15 +72,7 @@ class Shard:
         self._newest_tombstones = dict(newest_tombstones)
         self._page_timers = page_timers
         self._wheel = Wheel(now)
-        self._begin_turn()
-
-    def _begin_turn(self) -> None:
-        self._changes = Changes(shard=self.number)
-        # What this turn has made so far, for the commands after it: ids of timers, schedules and runs; what it
-        # inserted and buried, by entity, so that a turn of thousands of commands stays linear.
-        self._made: set[UUID] = set()
-        self._inserted: defaultdict[Entity, list[UUID]] = defaultdict(list)
-        self._buried: defaultdict[Entity, list[Tombstone]] = defaultdict(list)
+        self._draft = Draft(number)
 
     def __len__(self) -> int:
         """Timers in the wheel."""
@@ -109,188 +100,206 @@ class Shard:
 
     def needs(self, commands: Iterable[Command]) -> Needs:
         """What must be known to handle commands."""
-        needs = Needs()
-        for command in commands:
-            match command:
-                case ScheduleTimer():
-                    if self._may_be_buried(command):
-                        needs.tombstones.add(command.key)
-                    if command.id.version != 7:  # Only derived ids can come twice; a frame is applied once.
-                        needs.ids.add(command.id)
-                case StartTimeline():
-                    needs.newest_timelines.add((command.tenant, command.timeline))
-                    needs.runs.add(command.run_id)
-                    if self._may_be_buried(command):
-                        needs.tombstones.add(command.key)
-                case CancelTimers():
-                    needs.waiting.add(command.key)
-                case PutFacts():
-                    needs.facts.add(command.key)
-        return needs
+        return needs_of(commands, self._may_be_buried)
 
     def handle(self, commands: Iterable[Command], known: Known, now: datetime) -> None:
         """Obey commands, in order."""
         for command in commands:
+            already_left, error = 0, None
             match command:
                 case ScheduleTimer():
                     changed, error = self._schedule(command, known, now)
                 case StartTimeline():
                     changed, error = self._start(command, known, now)
-                case CancelTimers():
-                    changed, error = self._cancel(command, known, now), None
+                case OrderTimers():
+                    changed, already_left = self._order(command, known, now)
                 case PutFacts():
                     changed, error = self._put_facts(command, known)
+                case ReportOutcome():
+                    changed, error = self._report(command, known, now)
+                case TriggerSchedule():
+                    changed, error = self._trigger(command, known, now)
+                case BackfillSchedule():
+                    changed, error = self._backfill(command, known, now)
                 case _:
                     raise TypeError(f"a shard does not know {type(command).__name__}")
-            self._changes.outcomes.append(
-                Outcome(frame_id=command.frame_id, index=command.index, changed=changed, error=error)
+            self._draft.changes.outcomes.append(
+                Outcome(
+                    frame_id=command.frame_id,
+                    index=command.index,
+                    changed=changed,
+                    already_left=already_left,
+                    error=error,
+                )
             )
 
     def _schedule(self, command: ScheduleTimer, known: Known, now: datetime) -> tuple[int, Refusal | None]:
-        if command.id in known.ids or command.id in self._made:
+        if command.id in known.ids or command.id in self._draft.made:
             return 0, None
-        timer_id, due_at, occurrence = command.id, command.due_at, 0
-        if command.recurrence is not None:
-            due_at, occurrence = command.recurrence.first(command.accepted_at), 1
-            if due_at is not None:
-                timer_id = occurrence_id(command.id, due_at)
-        if due_at is None:
+        timer = births.scheduled(command, shard=self.number, watermark=self.watermark)
+        if timer is None:
             return 0, (_FAILED_PRECONDITION, "NEVER_DUE", "the recurrence has no occurrence after its acceptance")
-        self._made.add(command.id)
-        timer = Timer(
-            id=timer_id,
-            shard=self.number,
-            tenant=command.tenant,
-            entity=command.entity,
-            type=command.type,
-            due_at=due_at,
-            fire_at=fire_time(due_at, self.watermark),
-            target_kind=command.target_kind,
-            target=command.target,
-            sequence=command.sequence,
-            schedule_id=command.id,
-            occurrence=occurrence,
-            recurrence=command.recurrence,
-            condition=command.condition,
-            expires_at=command.expires_at,
-        )
-        return self._insert(timer, known, now), None
+        self._draft.made.add(command.id)
+        return self._accept(timer, known, now), None
 
     def _start(self, command: StartTimeline, known: Known, now: datetime) -> tuple[int, Refusal | None]:
         timeline = known.newest_timelines.get((command.tenant, command.timeline))
         if timeline is None:
-            return 0, (
-                _FAILED_PRECONDITION,
-                "TIMELINE_NOT_FOUND",
-                f"there is no timeline {command.timeline!r}: store it with PutTimeline first",
-            )
-        if command.run_id in known.ids or command.run_id in self._made:
+            message = f"there is no timeline {command.timeline!r}: store it with PutTimeline first"
+            return 0, (_FAILED_PRECONDITION, "TIMELINE_NOT_FOUND", message)
+        if command.run_id in known.ids or command.run_id in self._draft.made:
             return 0, None
-        self._made.add(command.run_id)
-        return sum(
-            self._insert(
-                step_timer(
-                    step,
-                    timeline=timeline,
-                    run_id=command.run_id,
-                    tenant=command.tenant,
-                    entity=command.entity,
-                    due_at=command.anchor_at + step.offset,
-                    sequence=command.sequence,
-                    watermark=self.watermark,
-                    shard=self.number,
-                ),
-                known,
-                now,
-            )
-            for step in timeline.steps
-        ), None
+        self._draft.made.add(command.run_id)
+        first = births.started(command, timeline, shard=self.number, watermark=self.watermark)
+        return sum(self._accept(timer, known, now) for timer in first), None
 
-    def _insert(self, timer: Timer, known: Known, now: datetime) -> int:
-        """Store a new timer, waiting or born cancelled; returns how many now wait because of it."""
-        if (tombstone := self._tombstone_of(timer, known)) is not None:
-            self._changes.inserts[timer.id] = _decided(timer, State.CANCELLED, now, tombstone.cause)
-            return 0
-        self._changes.inserts[timer.id] = timer
-        self._inserted[timer.tenant, timer.entity].append(timer.id)
+    def _trigger(self, command: TriggerSchedule, known: Known, now: datetime) -> tuple[int, Refusal | None]:
+        newest = self._draft.newest(command.schedule_id, command.key, known)
+        if newest is None or newest.state is State.CANCELLED:
+            return 0, _no_schedule(command.schedule_id)
+        return self._accept(births.triggered(newest, command, watermark=self.watermark), known, now), None
+
+    def _backfill(self, command: BackfillSchedule, known: Known, now: datetime) -> tuple[int, Refusal | None]:
+        newest = self._draft.newest(command.schedule_id, command.key, known)
+        if newest is None or newest.recurrence is None or newest.state is State.CANCELLED:
+            return 0, _no_schedule(command.schedule_id)
+        times = newest.recurrence.between(command.start, command.end, most=births.MAX_BACKFILL)
+        if len(times) > births.MAX_BACKFILL:
+            message = f"the range holds more than {births.MAX_BACKFILL:,} occurrences; make up for it in parts"
+            return 0, (_FAILED_PRECONDITION, "TOO_MANY_OCCURRENCES", message)
+        past = known.ranges.get((command.schedule_id, command.start, command.end), ())
+        missing = births.made_up_for(newest, command, times, past, watermark=self.watermark)
+        return sum(self._accept(one, known, now) for one in missing if self._draft.now(one.id) is None), None
+
+    def _accept(self, timer: Timer, known: Known, now: datetime) -> int:
+        """Store a new timer, as the orders accepted after it leave it; returns how many now wait because of it."""
+        if timer.sequence:
+            later = self._draft.tombstones((timer.tenant, timer.entity), known, after=timer.sequence)
+            timer = self._obedient(timer, later, now)
+        self._insert(timer)
+        return int(timer.state is not State.CANCELLED)
+
+    def _insert(self, timer: Timer) -> None:
+        self._draft.insert(timer)
         self._keep_near(timer)
-        return 1
 
     def _keep_near(self, timer: Timer) -> None:
+        if timer.state not in HAS_TURN or timer.mark <= self.watermark:
+            return  # In the latter case it has just fired.
         if self.horizon is not None and timer.mark > self.horizon:
             return  # A page will bring it.
         self._wheel.add(timer)
         if len(self._wheel) > 2 * self._page_timers and (last := self._wheel.cut(self._page_timers)) is not None:
             self.horizon = last
 
-    def _cancel(self, command: CancelTimers, known: Known, now: datetime) -> int:
-        """Cancel what is selected and was accepted before; see the module `commands` for what stays behind."""
-        count = 0
-        for timer in [*known.waiting.get(command.key, ()), *self._new_timers_of(command.key)]:
-            if timer.id in self._changes.states or timer.sequence >= command.sequence:
-                continue
-            if not command.selection.selects(timer):
-                continue
-            self._wheel.remove(timer.id)
-            self._record(timer, State.CANCELLED, command.cause, now)
-            count += 1
-        tombstone = Tombstone(
-            tenant=command.tenant,
-            entity=command.entity,
-            sequence=command.sequence,
-            selection=command.selection,
-            cause=command.cause,
-        )
-        self._changes.tombstones.append(tombstone)
-        self._buried[command.key].append(tombstone)
-        origin = origin_of(command.entity)
-        self._newest_tombstones[origin] = max(command.sequence, self._newest_tombstones.get(origin, 0))
-        return count
-
-    def _new_timers_of(self, key: Entity) -> list[Timer]:
-        new = [self._changes.inserts[timer_id] for timer_id in self._inserted.get(key, ())]
-        return [timer for timer in new if timer.state is State.SCHEDULED]
-
     def _put_facts(self, command: PutFacts, known: Known) -> tuple[int, Refusal | None]:
-        before = self._changes.facts.get(command.key, known.facts.get(command.key, {}))
-        merged = merge_patch(before, command.patch)
+        merged = merge_patch(self._draft.facts(command.key, known), command.patch)
         if len(json.dumps(merged)) > MAX_FACTS_CHARACTERS:
             message = f"the facts of {command.entity} would exceed {MAX_FACTS_CHARACTERS} characters of JSON"
             return 0, (_FAILED_PRECONDITION, "TOO_MANY_FACTS", message)
-        self._changes.facts[command.key] = merged
+        self._draft.changes.facts[command.key] = merged
         return 1, None
 
-    # Tombstones
+    # Orders
+
+    def _order(self, command: OrderTimers, known: Known, now: datetime) -> tuple[int, int]:
+        """Obey an order, and keep it for timers still to come; returns how many it changed, and how many had left."""
+        later = self._draft.tombstones(command.key, known, after=command.sequence)
+        before: list[Timer] = []
+        after: list[Timer] = []
+        for timer in self._draft.waiting(command.key, known):
+            if not self._is_open(timer) or timer.sequence >= command.sequence:
+                continue
+            if not command.order.selection.selects(timer):
+                continue
+            obedient = obey(timer, command.order, watermark=self.watermark, now=now)
+            if obedient is not timer:
+                before.append(timer)
+                after.append(self._obedient(obedient, later, now))
+        self._replace(before, after)
+        self._release_buffered((timer for timer in after if timer.state is State.CANCELLED), known)
+        self._bury(command)
+        already_left = sum(timer.state is State.AWAITING for timer in before)
+        return len(before) - already_left, already_left
+
+    def _is_open(self, timer: Timer) -> bool:
+        """Whether it may still do something."""
+        if timer.state is State.SCHEDULED:
+            return timer.mark > self.watermark
+        return timer.state in UNDER_WAY or timer.state is State.PAUSED
+
+    def _bury(self, command: OrderTimers) -> None:
+        tenant, entity = command.key
+        self._draft.bury(Tombstone(tenant=tenant, entity=entity, sequence=command.sequence, order=command.order))
+        origin = origin_of(entity)
+        self._newest_tombstones[origin] = max(command.sequence, self._newest_tombstones.get(origin, 0))
 
     def _may_be_buried(self, command: Command) -> bool:
-        """Whether a tombstone may lie for it: no cancel that has arrived was accepted later than the newest one."""
+        """Whether a tombstone may lie for it: no order that has arrived was accepted later than the newest one."""
         return 0 < command.sequence < self._newest_tombstones.get(origin_of(command.entity), 0)
 
-    def _tombstone_of(self, timer: Timer, known: Known) -> Tombstone | None:
-        if timer.sequence == 0:
-            return None
-        key = (timer.tenant, timer.entity)
-        for tombstone in chain(known.tombstones.get(key, ()), self._buried.get(key, ())):
-            if timer.sequence < tombstone.sequence and tombstone.selection.selects(timer):
-                return tombstone
-        return None
+    def _obedient(self, timer: Timer, later: Iterable[Tombstone], now: datetime) -> Timer:
+        """A timer as the orders that were accepted later leave it."""
+        for tombstone in later:
+            if timer.state is not State.CANCELLED and tombstone.order.selection.selects(timer):
+                timer = obey(timer, tombstone.order, watermark=self.watermark, now=now)
+        return timer
+
+    def _replace(self, before: Iterable[Timer], after: Iterable[Timer]) -> None:
+        """Have timers be otherwise than they were."""
+        self._wheel.remove(timer.id for timer in before)
+        for timer in after:
+            self._draft.update(timer)
+            self._keep_near(timer)
+
+    # Outcomes
+
+    def _report(self, command: ReportOutcome, known: Known, now: datetime) -> tuple[int, Refusal | None]:
+        timer = self._draft.timer(command.timer_id, command.key, known)
+        refusal = reports.refusal_of(timer, attempt=command.attempt, is_done=command.is_done)
+        if timer is None or refusal is not None:
+            return 0, refusal
+        if not reports.is_news(timer, attempt=command.attempt, is_done=command.is_done):
+            return 0, None
+        if command.is_done:
+            after = verdicts.ended(timer, State.DONE, now, timer.note)
+        else:
+            after = verdicts.after_failure(timer, command.error, watermark=self.watermark, now=now)
+        self._go_on(timer, after, known, now)
+        return 1, None
+
+    def answer(self, answers: Iterable[Answer], known: Known, now: datetime) -> None:
+        """Take in what services say of conditions. A verdict counts from any question, an error only from the last."""
+        for one in answers:
+            timer = self._draft.now(one.timer_id) or known.timers.get(one.timer_id)
+            if timer is None or timer.state is not State.ASKING or one.number > timer.asks:
+                continue
+            if one.holds is None and one.number < timer.asks:
+                continue
+            self._go_on(timer, verdicts.answered(timer, one, watermark=self.watermark, now=now), known, now)
+
+    def _go_on(self, timer: Timer, after: Timer, known: Known, now: datetime) -> None:
+        """Put on record what became of a timer, of its attempt, and of the occurrence that waited for it."""
+        if timer.state is State.AWAITING:
+            self._draft.changes.attempts.append(verdicts.ended_attempt(timer, after, now))
+        self._replace([timer], [after])
+        # What is reported done while it is paused has been under way before.
+        if (timer.state in UNDER_WAY or timer.state is State.PAUSED) and after.state not in UNDER_WAY:
+            self._release_buffered([after], known)
+
+    def _release_buffered(self, ended: Iterable[Timer], known: Known) -> None:
+        """The occurrences that waited for the end of these, all of one entity, have their turn."""
+        schedules = {one.schedule_id: (one.tenant, one.entity) for one in ended if one.schedule_id != one.id}
+        if schedules:
+            buffered = self._draft.next_buffered(schedules.keys(), next(iter(schedules.values())), known)
+            fire_at = fire_time(self.watermark.at, self.watermark)
+            self._replace((), [replace(one, state=State.RETRYING, fire_at=fire_at) for one in buffered])
 
     # Firing
 
     def take_due(self, now: datetime, limit: int) -> list[Timer]:
         """The next timers to fire, in order, at most `limit`; each must be given to `fire` in this turn."""
         return self._wheel.take_due(now, limit)
-
-    @staticmethod
-    def needs_to_fire(timers: Iterable[Timer]) -> Needs:
-        """What must be known to fire timers."""
-        needs = Needs()
-        for timer in timers:
-            if timer.condition:
-                needs.facts.add((timer.tenant, timer.entity))
-            if timer.step_of is not None:
-                needs.timelines.add((timer.tenant, timer.step_of.timeline, timer.step_of.version))
-        return needs
 
     def fire(
         self, timers: Sequence[Timer], known: Known, now: datetime, broken: Mapping[UUID, str] | None = None
@@ -301,98 +310,76 @@ class Shard:
         """
         if not timers:
             return
-        self.watermark = self._changes.watermark = timers[-1].mark
+        self.watermark = self._draft.changes.watermark = timers[-1].mark
         for timer in timers:
-            if (error := (broken or {}).get(timer.id)) is not None:
-                self._record(timer, State.FAILED, _note(error=error), now)
+            if timer.is_plain and not broken:
+                self._draft.changes.fired.append(timer)
                 continue
-            try:
-                state, note = self._verdict(timer, known, now)
-                successors = self._successors(timer, known, now, has_fired=state is State.FIRED)
-            except Exception as err:  # noqa: BLE001 - outermost frame of a timer: its siblings must fire all the same.
-                self._record(timer, State.FAILED, _note(error=f"{type(err).__name__}: {err}"), now)
-                continue
-            if state is State.FIRED:
-                self._changes.fired.append(timer)
-            self._record(timer, state, note, now)
-            for successor in successors:
-                self._changes.inserts[successor.id] = successor
-                self._keep_near(successor)
+            after, following = self._fire(timer, known, now, broken or {})
+            if after is not timer:
+                self._go_on(timer, after, known, now)
+            if after.state is State.ASKING:
+                self._draft.changes.questions.append(self._question(after, known))
+            for one in following:
+                self._insert(one)
 
-    def _verdict(self, timer: Timer, known: Known, now: datetime) -> tuple[State, str | None]:
-        if timer.expires_at is not None and timer.expires_at <= now:
-            return State.EXPIRED, None
-        if not timer.condition:
-            return State.FIRED, None
-        key = (timer.tenant, timer.entity)
-        facts = self._changes.facts.get(key, known.facts.get(key, {}))
-        about = {"entity": timer.entity, "type": timer.type, "due": timer.due_at}
+    def _fire(self, timer: Timer, known: Known, now: datetime, broken: Mapping[UUID, str]) -> tuple[Timer, list[Timer]]:
+        """A timer as its time leaves it, and what follows it; a recurrence goes on whatever becomes of the timer."""
+        following: list[Timer] = []
         try:
-            verdict = compile_condition(timer.condition).decide(facts, about, now)
-        except BadCondition as err:  # Accepted by another version; its siblings must fire all the same.
-            return State.FAILED, _note(error=str(err))
-        if verdict.error is not None:
-            return State.FAILED, _note(error=verdict.error, facts=verdict.facts_read)
-        note = _note(condition=timer.condition, holds=verdict.holds, facts=verdict.facts_read)
-        return (State.FIRED if verdict.holds else State.SKIPPED), note
+            if timer.state is State.SCHEDULED:  # What is under way has had its successor.
+                following += births.following(timer, watermark=self.watermark, now=now)
+            if timer.id in broken:
+                raise _CannotFire(broken[timer.id])
+            after = self._at_its_time(timer, known, now)
+            if after.state is State.FIRED:
+                following += self._follow_ups(timer, known)
+                after = verdicts.fired(timer, after, watermark=self.watermark, now=now)
+                self._draft.changes.fired.append(timer)
+        except Exception as err:  # noqa: BLE001 - outermost frame of a timer: its siblings must fire all the same.
+            what = str(err) if isinstance(err, _CannotFire) else f"{type(err).__name__}: {err}"
+            after = verdicts.failed(timer, what, now)
+        return after, following
 
-    def _record(self, timer: Timer, state: State, note: str | None, now: datetime) -> None:
-        """Put a verdict on record; an unconditional firing needs none, the watermark says it."""
-        if state is State.FIRED:
-            if note is None:
-                return
-            state = State.SCHEDULED  # Behind the watermark this reads as fired.
-        if timer.id in self._changes.inserts:
-            self._changes.inserts[timer.id] = _decided(timer, state, now, note)
-        else:
-            self._changes.states[timer.id] = StateChange(timer_id=timer.id, state=state, decided_at=now, note=note)
+    def _at_its_time(self, timer: Timer, known: Known, now: datetime) -> Timer:
+        key = (timer.tenant, timer.entity)
+        siblings = self._draft.under_way({timer.schedule_id}, key, known).get(timer.schedule_id, ())
+        return verdicts.at_its_time(
+            timer,
+            siblings=[one for one in siblings if one.id != timer.id],
+            facts=self._draft.facts(key, known),
+            watermark=self.watermark,
+            now=now,
+        )
 
-    def _successors(self, timer: Timer, known: Known, now: datetime, *, has_fired: bool) -> list[Timer]:
-        """What comes after a timer: its next occurrence whatever its verdict, its step's follow-ups if it fired."""
-        successors = []
-        if timer.recurrence is not None and (due_at := timer.recurrence.following(timer.due_at, now)) is not None:
-            following = replace(
-                timer,
-                id=occurrence_id(timer.schedule_id, due_at),
-                due_at=due_at,
-                fire_at=fire_time(due_at, self.watermark),
-                occurrence=timer.occurrence + 1,
-                state=State.SCHEDULED,
-                decided_at=None,
-                note=None,
-            )
-            successors.append(following)
-        if timer.step_of is not None and has_fired:
-            timeline = known.timelines[timer.tenant, timer.step_of.timeline, timer.step_of.version]
-            step = timeline.step(timer.step_of.step)
-            successors += [
-                step_timer(
-                    follow_up,
-                    timeline=timeline,
-                    run_id=timer.step_of.run_id,
-                    tenant=timer.tenant,
-                    entity=timer.entity,
-                    due_at=timer.due_at + follow_up.offset,
-                    sequence=timer.sequence,
-                    watermark=self.watermark,
-                    shard=self.number,
-                )
-                for follow_up in (step.follow_ups if step else ())
-            ]
-        return successors
+    def _follow_ups(self, timer: Timer, known: Known) -> list[Timer]:
+        """The steps that begin when it fires for the first time."""
+        if timer.step_of is None or timer.attempts:
+            return []
+        timeline = known.timelines[timer.tenant, timer.step_of.timeline, timer.step_of.version]
+        return list(births.follow_ups(timer, timeline, watermark=self.watermark))
+
+    def _question(self, timer: Timer, known: Known) -> Question:
+        assert timer.asked is not None
+        about: dict[str, object] = {
+            "tenant": timer.tenant,
+            "entity": timer.entity,
+            "timer_id": str(timer.id),
+            "type": timer.type,
+            "due_time": timer.due_at.isoformat(),
+            "facts": self._draft.facts((timer.tenant, timer.entity), known),
+        }
+        return Question(shard=self.number, timer_id=timer.id, number=timer.asks, condition=timer.asked, about=about)
 
     def take_changes(self) -> Changes:
         """What this turn decided; the next turn begins."""
-        changes = self._changes
-        self._begin_turn()
+        changes, self._draft = self._draft.changes, Draft(self.number)
         return changes
 
 
-def _decided(timer: Timer, state: State, now: datetime, note: str | None) -> Timer:
-    return replace(timer, state=state, decided_at=now, note=note)
+class _CannotFire(Exception):
+    """A timer that cannot be sent, or that has brought a turn down before."""
 
 
-def _note(**parts: object) -> str:
-    """A verdict as a JSON object, cut to what may be stored."""
-    text = json.dumps(parts, default=str)
-    return text if len(text) <= _MAX_NOTE else json.dumps({"truncated": text[:_MAX_NOTE]})
+def _no_schedule(schedule_id: UUID) -> Refusal:
+    return _NOT_FOUND, "SCHEDULE_NOT_FOUND", f"the entity has no recurring schedule {schedule_id}"

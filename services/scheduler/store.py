@@ -7,36 +7,71 @@ and changes nothing. The lock also makes a takeover wait for an owner's transact
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from operator import attrgetter
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
 from libs.postgres import Transaction, copy_rows
-from services.scheduler.commands import Changes, Entity, Known, Needs, Selection, Tombstone
+from services.scheduler.commands import Changes, Entity, Tombstone
+from services.scheduler.needs import Known, Needs, Past, Range
+from services.scheduler.orders import Action, Order, Selection
 from services.scheduler.store_rows import COLUMNS, SELECT, TYPES, row_of, timeline_of, timer_of
 from services.scheduler.timelines import Timeline
-from services.scheduler.timer import Mark, State, Timer, origin_of
+from services.scheduler.timer import HAS_TURN, UNDER_WAY, Mark, State, Timer, origin_of
 
 _SCHEDULED = int(State.SCHEDULED)
 _MILLISECOND = timedelta(milliseconds=1)
 _LONGEST_STATEMENT = timedelta(seconds=10)
 _KEPT_TIMELINES = 1_000
 
-_TOMBSTONE_COLUMNS = ("tenant", "entity", "sequence", "shard", "origin", "type", "ids", "timeline", "cause")
-_TOMBSTONE_TYPES = ("text", "text", "int8", "int4", "text", "text", "uuid[]", "text", "text")
+_HAVE_TURN = ", ".join(str(int(state)) for state in sorted(HAS_TURN))
+_UNDER_WAY = ", ".join(str(int(state)) for state in sorted(UNDER_WAY))
+_PAUSED = int(State.PAUSED)
 
-# Waiting timers of entities. The watermark decides what has fired, so it is joined in (a shard's own row).
+_TOMBSTONE_COLUMNS = (
+    *("tenant", "entity", "sequence", "shard", "origin", "action", "type", "ids", "timeline", "cause", "due_at"),
+)
+_TOMBSTONE_TYPES = (
+    *("text", "text", "int8", "int4", "text", "int2", "text", "uuid[]", "text", "text"),
+    "timestamptz",
+)
+
+# Timers of entities that may still do something. The watermark decides what has fired: so the shard is joined.
 _WAITING = f"""{SELECT} JOIN shard USING (shard)
     JOIN unnest(%s::text[], %s::text[]) AS asked (tenant, entity) USING (tenant, entity)
-    WHERE timer.state IN ({int(State.SCHEDULED)}, {int(State.PAUSED)})
-      AND (timer.fire_at, timer.id) > (shard.watermark_at, shard.watermark_id)
+    WHERE timer.state IN ({_PAUSED}, {_UNDER_WAY})
+       OR (timer.state = {_SCHEDULED} AND (timer.fire_at, timer.id) > (shard.watermark_at, shard.watermark_id))
     ORDER BY timer.fire_at, timer.id"""
+
+_NEWEST = f"""
+    SELECT newest.* FROM unnest(%s::uuid[]) AS asked (schedule_id),
+    LATERAL ({SELECT} WHERE timer.schedule_id = asked.schedule_id AND timer.schedule_id <> timer.id
+        AND timer.recurrence IS NOT NULL ORDER BY timer.nominal_at DESC LIMIT 1) AS newest"""  # noqa: S608
+
+_SIBLINGS = f"{SELECT} WHERE timer.schedule_id = ANY(%s) AND timer.schedule_id <> timer.id AND timer.is_under_way"
+
+_RANGES = f"""
+    SELECT asked.number, timer.id, timer.nominal_at, timer.state IN ({int(State.SKIPPED)}, {int(State.EXPIRED)})
+    FROM unnest(%s::int[], %s::uuid[], %s::timestamptz[], %s::timestamptz[])
+        AS asked (number, schedule_id, after, until)
+    JOIN timer ON timer.schedule_id = asked.schedule_id AND timer.schedule_id <> timer.id
+        AND timer.nominal_at > asked.after AND timer.nominal_at <= asked.until"""  # noqa: S608
 
 _PAGES = f"""
     SELECT page.* FROM unnest(%s::int[], %s::timestamptz[], %s::uuid[]) AS asked (shard, after_at, after_id),
     LATERAL ({SELECT} WHERE timer.shard = asked.shard AND (timer.fire_at, timer.id) > (asked.after_at, asked.after_id)
-        AND timer.state = {_SCHEDULED} ORDER BY timer.fire_at, timer.id LIMIT %s) AS page
+        AND timer.state IN ({_HAVE_TURN}) ORDER BY timer.fire_at, timer.id LIMIT %s) AS page
     ORDER BY page.shard, page.fire_at, page.id"""  # noqa: S608 - constants of this package.
+
+
+_CHANGEABLE = (
+    *("id", "state", "fire_at", "due_at", "asks", "holds", "attempts", "first_attempt_at", "last_error", "decided_at"),
+    "note",
+)
+_changeable_of = attrgetter(*_CHANGEABLE[2:])
+_ARRAYS = ", ".join(f"%s::{TYPES[COLUMNS.index(column)]}[]" for column in _CHANGEABLE)
+_ASSIGNMENTS = ", ".join(f"{column} = new.{column}" for column in _CHANGEABLE[1:])
 
 
 class TurnStore:
@@ -99,7 +134,32 @@ class TurnStore:
             known.newest_timelines = await self._newest_timelines(tx, needs.newest_timelines)
         if needs.timelines:
             known.timelines = await self._versions(tx, needs.timelines)
+        await self._load_timers(tx, needs, known)
         return known
+
+    async def _load_timers(self, tx: Transaction, needs: Needs, known: Known) -> None:
+        if needs.timers:
+            cursor = await tx.raw.execute(f"{SELECT} WHERE id = ANY(%s)", (list(needs.timers),))
+            known.timers = {timer.id: timer for timer in map(timer_of, await cursor.fetchall())}
+        if needs.schedules:
+            cursor = await tx.raw.execute(_NEWEST, (list(needs.schedules),))
+            known.schedules = {timer.schedule_id: timer for timer in map(timer_of, await cursor.fetchall())}
+        if needs.ranges:
+            known.ranges = await self._made_in(tx, list(needs.ranges))
+        siblings = needs.siblings | {one.schedule_id for one in known.timers.values() if one.schedule_id != one.id}
+        if siblings:
+            cursor = await tx.raw.execute(_SIBLINGS, (list(siblings),))
+            for timer in map(timer_of, await cursor.fetchall()):
+                known.siblings.setdefault(timer.schedule_id, []).append(timer)
+
+    async def _made_in(self, tx: Transaction, ranges: Sequence[Range]) -> dict[Range, list[Past]]:
+        numbers = list(range(len(ranges)))
+        cursor = await tx.raw.execute(_RANGES, (numbers, *(list(column) for column in zip(*ranges, strict=True))))
+        made: dict[Range, list[Past]] = {}
+        for number, timer_id, nominal_at, is_over in await cursor.fetchall():
+            past = Past(timer_id=timer_id, nominal_at=nominal_at, is_over=is_over)
+            made.setdefault(ranges[number], []).append(past)
+        return made
 
     async def _existing(self, tx: Transaction, needs: Needs) -> set[UUID]:
         cursor = await tx.raw.execute(
@@ -111,16 +171,16 @@ class TurnStore:
 
     async def _tombstones(self, tx: Transaction, entities: set[Entity]) -> dict[Entity, list[Tombstone]]:
         cursor = await tx.raw.execute(
-            "SELECT tenant, entity, sequence, type, ids, timeline, cause FROM tombstone"
+            "SELECT tenant, entity, sequence, action, type, ids, timeline, cause, due_at FROM tombstone"
             " JOIN unnest(%s::text[], %s::text[]) AS asked (tenant, entity) USING (tenant, entity)",
             _columns(entities),
         )
         found: dict[Entity, list[Tombstone]] = {}
-        for tenant, entity, sequence, type_, ids, timeline, cause in await cursor.fetchall():
+        for tenant, entity, sequence, action, type_, ids, timeline, cause, due_at in await cursor.fetchall():
             selection = Selection(type=type_, ids=frozenset(ids), timeline=timeline)
-            found.setdefault((tenant, entity), []).append(
-                Tombstone(tenant=tenant, entity=entity, sequence=sequence, selection=selection, cause=cause)
-            )
+            order = Order(action=Action(action), selection=selection, cause=cause, due_at=due_at)
+            stone = Tombstone(tenant=tenant, entity=entity, sequence=sequence, order=order)
+            found.setdefault((tenant, entity), []).append(stone)
         return found
 
     async def _newest_timelines(self, tx: Transaction, names: set[tuple[str, str]]) -> dict[tuple[str, str], Timeline]:
@@ -153,7 +213,15 @@ class TurnStore:
         inserts = [row_of(timer) for one in changes for timer in one.inserts.values()]
         if inserts:
             await copy_rows(tx, "timer", COLUMNS, inserts, types=TYPES)
-        await self._write_states(tx, changes)
+        await self._write_updates(tx, [timer for one in changes for timer in one.updates.values()])
+        if attempts := [one for part in changes for one in part.attempts]:
+            await copy_rows(
+                tx,
+                "attempt",
+                ("timer_id", "number", "started_at", "ended_at", "error"),
+                [(one.timer_id, one.number, one.started_at, one.ended_at, one.error) for one in attempts],
+                types=("uuid", "int2", "timestamptz", "timestamptz", "text"),
+            )
         await self._write_tombstones(tx, changes)
         await self._write_facts(tx, changes, now)
         if marks := {one.shard: one.watermark for one in changes if one.watermark is not None}:
@@ -164,19 +232,15 @@ class TurnStore:
                 (list(marks), [mark.at for mark in marks.values()], [mark.id for mark in marks.values()]),
             )
 
-    async def _write_states(self, tx: Transaction, changes: Sequence[Changes]) -> None:
-        states = [state for one in changes for state in one.states.values()]
-        if states:
+    async def _write_updates(self, tx: Transaction, timers: Sequence[Timer]) -> None:
+        """What can change of a timer. Where the firing time stays, no index changes, and the update is heap-only."""
+        if timers:
+            rows = ((timer.id, int(timer.state), *_changeable_of(timer)) for timer in timers)
+            columns = [list(column) for column in zip(*rows, strict=True)]
             await tx.raw.execute(
-                "UPDATE timer SET state = new.state, decided_at = new.at, note = new.note"
-                " FROM unnest(%s::uuid[], %s::smallint[], %s::timestamptz[], %s::text[]) AS new (id, state, at, note)"
+                f"UPDATE timer SET {_ASSIGNMENTS} FROM unnest({_ARRAYS}) AS new ({', '.join(_CHANGEABLE)})"  # noqa: S608
                 " WHERE timer.id = new.id",
-                (
-                    [state.timer_id for state in states],
-                    [int(state.state) for state in states],
-                    [state.decided_at for state in states],
-                    [state.note for state in states],
-                ),
+                columns,
             )
 
     async def _write_tombstones(self, tx: Transaction, changes: Sequence[Changes]) -> None:
@@ -187,10 +251,12 @@ class TurnStore:
                 stone.sequence,
                 one.shard,
                 origin_of(stone.entity),
-                stone.selection.type,
-                list(stone.selection.ids),
-                stone.selection.timeline,
-                stone.cause,
+                int(stone.order.action),
+                stone.order.selection.type,
+                list(stone.order.selection.ids),
+                stone.order.selection.timeline,
+                stone.order.cause,
+                stone.order.due_at,
             )
             for one in changes
             for stone in one.tombstones

@@ -1,73 +1,96 @@
 """Between timers and their rows."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
+import msgspec
 from psycopg.types.json import Jsonb
 
+from services.scheduler.attempts import RetryPolicy
+from services.scheduler.conditions import ServiceCondition
 from services.scheduler.recurrence import Recurrence
-from services.scheduler.timelines import Timeline, steps_from_json
+from services.scheduler.timelines import Step, Timeline
 from services.scheduler.timer import State, StepOf, TargetKind, Timer
 
+_PLAIN = (
+    *(
+        "id",
+        "shard",
+        "fire_at",
+        "due_at",
+        "tenant",
+        "entity",
+        "type",
+        "target",
+        "sequence",
+        "schedule_id",
+        "occurrence",
+    ),
+    *("nominal_at", "condition", "expires_at", "report_within", "asks", "holds", "attempts", "first_attempt_at"),
+    *("last_error", "decided_at", "note"),
+)
+"""Columns that are fields as they are."""
+
 COLUMNS = (
-    *("id", "shard", "fire_at", "due_at", "tenant", "entity", "type", "state", "target_kind", "target", "sequence"),
-    *("schedule_id", "occurrence", "recurrence", "condition", "expires_at", "run_id", "timeline"),
-    *("timeline_version", "step", "decided_at", "note"),
+    *_PLAIN,
+    *("state", "target_kind", "recurrence", "asked", "retry", "run_id", "timeline", "timeline_version", "step"),
 )
 TYPES = (
-    *("uuid", "int4", "timestamptz", "timestamptz", "text", "text", "text", "int2", "int2", "bytea", "int8"),
-    *("uuid", "int4", "jsonb", "text", "timestamptz", "uuid", "text"),
-    *("int4", "text", "timestamptz", "text"),
+    *("uuid", "int4", "timestamptz", "timestamptz", "text", "text", "text", "bytea", "int8", "uuid", "int4"),
+    *("timestamptz", "text", "timestamptz", "interval", "int2", "bool", "int2", "timestamptz"),
+    *("text", "timestamptz", "text"),
+    *("int2", "int2", "jsonb", "jsonb", "jsonb", "uuid", "text", "int4", "text"),
 )
 SELECT = f"SELECT {', '.join(f'timer.{column}' for column in COLUMNS)} FROM timer"  # noqa: S608
+
+_plain_of = attrgetter(*_PLAIN)
+_NO_STEP = (None, None, None, None)
 
 
 def timeline_of(row: Sequence[Any]) -> Timeline:
     """The timeline in (name, version, description, steps, created_at)."""
-    name, version, description, steps, created_at = row
-    return Timeline(
-        name=name, version=version, description=description, steps=steps_from_json(steps), created_at=created_at
-    )
+    name, version, description, stored, created_at = row
+    steps = msgspec.convert(stored, tuple[Step, ...])
+    return Timeline(name=name, version=version, description=description, steps=steps, created_at=created_at)
+
+
+def steps_json(steps: tuple[Step, ...]) -> str:
+    """For storage; equal steps give equal text."""
+    return msgspec.json.encode(steps).decode()
 
 
 def row_of(timer: Timer) -> tuple[object, ...]:
     """Values in the order of COLUMNS."""
     step = timer.step_of
     return (
-        timer.id,
-        timer.shard,
-        timer.fire_at,
-        timer.due_at,
-        timer.tenant,
-        timer.entity,
-        timer.type,
+        *_plain_of(timer),
         int(timer.state),
         int(timer.target_kind),
-        timer.target,
-        timer.sequence,
-        timer.schedule_id,
-        timer.occurrence,
-        Jsonb(timer.recurrence.to_json()) if timer.recurrence else None,
-        timer.condition,
-        timer.expires_at,
-        step.run_id if step else None,
-        step.timeline if step else None,
-        step.version if step else None,
-        step.step if step else None,
-        timer.decided_at,
-        timer.note,
+        _json_of(timer.recurrence),
+        _json_of(timer.asked),
+        _json_of(timer.retry),
+        *((step.run_id, step.timeline, step.version, step.step) if step is not None else _NO_STEP),
     )
+
+
+def _json_of(part: Recurrence | ServiceCondition | RetryPolicy | None) -> Jsonb | None:
+    return None if part is None else Jsonb(msgspec.to_builtins(part, order="deterministic"))
 
 
 def timer_of(row: tuple[Any, ...], *, has_fired: bool = False) -> Timer:
     """The timer in a row selected by SELECT; `has_fired` says that it is behind its shard's watermark."""
-    values = dict(zip(COLUMNS, row, strict=True))
-    run_id, timeline, version, step = (values.pop(name) for name in ("run_id", "timeline", "timeline_version", "step"))
-    recurrence, state = values.pop("recurrence"), State(values.pop("state"))
+    state, target_kind, recurrence, asked, retry, run_id, timeline, version, step = row[len(_PLAIN) :]
     return Timer(
-        state=State.FIRED if has_fired else state,
-        target_kind=TargetKind(values.pop("target_kind")),
-        recurrence=Recurrence.from_json(recurrence) if recurrence else None,
-        step_of=StepOf(run_id=run_id, timeline=timeline, version=version, step=step) if run_id else None,
-        **values,
+        **dict(zip(_PLAIN, row, strict=False)),
+        state=State.FIRED if has_fired else _STATES[state],
+        target_kind=_TARGET_KINDS[target_kind],
+        recurrence=None if recurrence is None else msgspec.convert(recurrence, Recurrence),
+        asked=None if asked is None else msgspec.convert(asked, ServiceCondition),
+        retry=None if retry is None else msgspec.convert(retry, RetryPolicy),
+        step_of=None if run_id is None else StepOf(run_id=run_id, timeline=timeline, version=version, step=step),
     )
+
+
+_STATES = {int(state): state for state in State}
+_TARGET_KINDS = {int(kind): kind for kind in TargetKind}

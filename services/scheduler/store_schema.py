@@ -6,9 +6,12 @@ changes is indexed, so that updates stay heap-only (HOT): cancelling or recordin
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
+    Computed,
     Index,
     Integer,
+    Interval,
     LargeBinary,
     MetaData,
     Sequence,
@@ -68,23 +71,48 @@ timer = Table(
     Column("schedule_id", _UUID, nullable=False),
     Column("occurrence", Integer, nullable=False),
     Column("recurrence", JSONB),
+    Column("nominal_at", _INSTANT),
     Column("condition", Text, nullable=False),
+    Column("asked", JSONB),
     Column("expires_at", _INSTANT),
+    Column("report_within", Interval),
+    Column("retry", JSONB),
     Column("run_id", _UUID),
     Column("timeline", Text),
     Column("timeline_version", Integer),
     Column("step", Text),
+    Column("asks", SmallInteger, nullable=False),
+    Column("holds", Boolean),
+    Column("attempts", SmallInteger, nullable=False),
+    Column("first_attempt_at", _INSTANT),
+    Column("last_error", Text),
     Column("decided_at", _INSTANT),
     Column("note", Text),
+    # As timer.UNDER_WAY. A column of its own, because an index with `state` in its predicate would end HOT for all.
+    Column("is_under_way", Boolean, Computed("state = ANY (ARRAY[9, 10, 11, 12])", persisted=True), nullable=False),
     Index("timer_firing_order", "shard", "fire_at", "id"),
     Index("timer_entity", "tenant", "entity"),
-    # One-shot timers, the great majority, are in neither.
-    Index("timer_schedule", "schedule_id", postgresql_where=text("schedule_id <> id")),
+    # One-shot timers, the great majority, are in none of these.
+    Index("timer_schedule", "schedule_id", "nominal_at", postgresql_where=text("schedule_id <> id")),
     Index("timer_run", "run_id", postgresql_where=text("run_id IS NOT NULL")),
+    # Few, however long a schedule's history is.
+    Index("timer_under_way", "schedule_id", postgresql_where=text("is_under_way")),
     postgresql_with={"fillfactor": "90"},
 )
 
-# No key: the cancels of one call share their sequence, and each leaves its own selection.
+# Attempts of timers with events that have ended.
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("timer_id", _UUID, primary_key=True),
+    Column("number", SmallInteger, primary_key=True),
+    Column("started_at", _INSTANT, nullable=False),
+    Column("ended_at", _INSTANT, nullable=False),
+    Column("error", Text),
+)
+
+# What orders (cancel, pause, resume, reschedule) leave behind. No key: the cancels of one call share their sequence,
+# and each leaves its own selection.
 tombstone = Table(
     "tombstone",
     metadata,
@@ -93,10 +121,12 @@ tombstone = Table(
     Column("sequence", BigInteger, nullable=False),
     Column("shard", Integer, nullable=False),
     Column("origin", Text, nullable=False),
+    Column("action", SmallInteger, nullable=False),
     Column("type", Text, nullable=False),
     Column("ids", ARRAY(_UUID), nullable=False),
     Column("timeline", Text, nullable=False),
     Column("cause", Text, nullable=False),
+    Column("due_at", _INSTANT),
     Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
     Index("tombstone_entity", "tenant", "entity"),
     Index("tombstone_shard", "shard", "origin", "sequence"),
@@ -111,6 +141,22 @@ facts = Table(
     Column("shard", Integer, nullable=False),
     Column("facts", JSONB, nullable=False),
     Column("changed_at", _INSTANT, nullable=False, server_default=_NOW),
+)
+
+# Events of fired timers, until JetStream has acknowledged them.
+event_outbox = Table(
+    "event_outbox",
+    metadata,
+    Column("id", _UUID, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("headers", JSONB, nullable=False),
+    Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
+    # Not indexed: they change with every sweep, and the table is short.
+    Column("published_at", _INSTANT, nullable=False, server_default=_NOW),
+    Column("sweeps", Integer, nullable=False, server_default=text("0")),
+    postgresql_with={"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02"},
 )
 
 timeline = Table(

@@ -1,29 +1,33 @@
-"""Frames in and out: link entries become a shard's commands, fired timers become entries for other services."""
+"""Frames in: link entries become a shard's commands, and its outcomes the results of entries."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from uuid import UUID
 
 from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import timer_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from libs.ids import derived_id
-from libs.links.frames import Addressed
 from libs.links.receiver import IncomingFrame, PoisonFrame
 from libs.recurrence import Fold, Gap, Rule
-from libs.wire import from_timestamp, to_timestamp
+from libs.wire import from_duration, from_timestamp
+from services.scheduler.attempts import RetryPolicy
 from services.scheduler.commands import (
-    CancelTimers,
+    BackfillSchedule,
     Command,
+    OrderTimers,
     Outcome,
     PutFacts,
+    ReportOutcome,
     ScheduleTimer,
-    Selection,
     StartTimeline,
+    TriggerSchedule,
 )
-from services.scheduler.recurrence import Recurrence
-from services.scheduler.timer import TargetKind, Timer
+from services.scheduler.conditions import NoAnswer, ServiceCondition
+from services.scheduler.orders import Action, Order, Selection
+from services.scheduler.recurrence import CATCH_UP, Misfire, Overlap, Recurrence
+from services.scheduler.timer import TargetKind
 
 _KINDS = {
     "notification": TargetKind.NOTIFICATION,
@@ -32,6 +36,7 @@ _KINDS = {
     "request_due": TargetKind.REQUEST_DUE,
     "retry_delivery": TargetKind.RETRY_DELIVERY,
 }
+_ASK_TIMEOUT = timedelta(seconds=5)
 
 
 def commands_of(incoming: IncomingFrame) -> list[Command]:
@@ -45,54 +50,14 @@ def commands_of(incoming: IncomingFrame) -> list[Command]:
 
 
 def _command(frame_id: UUID, index: int, entry: link_pb2.Entry) -> Command:
-    match entry.WhichOneof("kind"):
-        case "schedule_timer":
-            return _schedule_timer(frame_id, index, entry, entry.schedule_timer)
-        case "cancel_timers":
-            selector = entry.cancel_timers.selector
-            return CancelTimers(
-                frame_id=frame_id,
-                index=index,
-                tenant=entry.tenant,
-                entity=selector.entity,
-                sequence=entry.sequence,
-                selection=Selection(
-                    type=selector.type,
-                    ids=frozenset(UUID(bytes=one) for one in selector.ids),
-                    timeline=selector.timeline,
-                ),
-                cause=entry.cancel_timers.cause,
-            )
-        case "put_facts":
-            patch = json.loads(entry.put_facts.facts)
-            if not isinstance(patch, dict):
-                raise ValueError("facts are not a JSON object")
-            return PutFacts(
-                frame_id=frame_id,
-                index=index,
-                tenant=entry.tenant,
-                entity=entry.put_facts.entity,
-                sequence=entry.sequence,
-                patch=patch,
-            )
-        case "start_timeline":
-            start = entry.start_timeline
-            return StartTimeline(
-                frame_id=frame_id,
-                index=index,
-                tenant=entry.tenant,
-                entity=start.entity,
-                sequence=entry.sequence,
-                run_id=UUID(bytes=start.id),
-                timeline=start.timeline,
-                anchor_at=from_timestamp(start.anchor_time),
-            )
-        case kind:
-            raise PoisonFrame(f"entry {index} is of a kind the scheduler does not know: {kind}")
+    kind = entry.WhichOneof("kind") or ""
+    if kind not in _COMMANDS:
+        raise PoisonFrame(f"entry {index} is of a kind the scheduler does not know: {kind or 'none'}")
+    return _COMMANDS[kind](frame_id, index, entry)
 
 
-def _schedule_timer(frame_id: UUID, index: int, entry: link_pb2.Entry, timer: link_pb2.ScheduleTimer) -> ScheduleTimer:
-    accepted_at = from_timestamp(timer.accept_time)
+def _schedule_timer(frame_id: UUID, index: int, entry: link_pb2.Entry) -> ScheduleTimer:
+    timer = entry.schedule_timer
     recurrence = recurrence_of(timer.recurrence, timer.accept_time) if timer.HasField("recurrence") else None
     if recurrence is None and not timer.HasField("due_time"):
         raise PoisonFrame(f"entry {index} says neither when nor how often")
@@ -104,19 +69,171 @@ def _schedule_timer(frame_id: UUID, index: int, entry: link_pb2.Entry, timer: li
         sequence=entry.sequence,
         id=UUID(bytes=timer.id),
         type=timer.type,
-        due_at=from_timestamp(timer.due_time) if timer.HasField("due_time") else None,
+        due_at=from_timestamp(timer.due_time) if recurrence is None else None,
         recurrence=recurrence,
         target_kind=target_kind_of(timer.target),
         target=timer.target.SerializeToString(),
         condition=timer.condition.cel,
+        asked=asked_of(timer.condition),
         expires_at=from_timestamp(timer.expire_time) if timer.HasField("expire_time") else None,
-        accepted_at=accepted_at,
+        report_within=report_within_of(timer.target.event),
+        retry=retry_of(timer.retry_policy) if timer.HasField("retry_policy") else None,
+        accepted_at=from_timestamp(timer.accept_time),
     )
+
+
+def _cancel_timers(frame_id: UUID, index: int, entry: link_pb2.Entry) -> OrderTimers:
+    cancel = entry.cancel_timers
+    order = Order(action=Action.CANCEL, selection=_selection_of(cancel.selector), cause=cancel.cause)
+    return _order(frame_id, index, entry, cancel.selector, order)
+
+
+def _reschedule_timers(frame_id: UUID, index: int, entry: link_pb2.Entry) -> OrderTimers:
+    selector, due_at = entry.reschedule_timers.selector, from_timestamp(entry.reschedule_timers.due_time)
+    order = Order(action=Action.RESCHEDULE, selection=_selection_of(selector), due_at=due_at)
+    return _order(frame_id, index, entry, selector, order)
+
+
+def _pause_timers(frame_id: UUID, index: int, entry: link_pb2.Entry) -> OrderTimers:
+    selector = entry.pause_timers.selector
+    action = Action.PAUSE if entry.pause_timers.is_paused else Action.RESUME
+    return _order(frame_id, index, entry, selector, Order(action=action, selection=_selection_of(selector)))
+
+
+def _order(
+    frame_id: UUID, index: int, entry: link_pb2.Entry, selector: link_pb2.TimerSelector, order: Order
+) -> OrderTimers:
+    return OrderTimers(
+        frame_id=frame_id,
+        index=index,
+        tenant=entry.tenant,
+        entity=selector.entity,
+        sequence=entry.sequence,
+        order=order,
+    )
+
+
+def _selection_of(selector: link_pb2.TimerSelector) -> Selection:
+    ids = frozenset(UUID(bytes=one) for one in selector.ids)
+    return Selection(type=selector.type, ids=ids, timeline=selector.timeline)
+
+
+def _put_facts(frame_id: UUID, index: int, entry: link_pb2.Entry) -> PutFacts:
+    patch = json.loads(entry.put_facts.facts)
+    if not isinstance(patch, dict):
+        raise ValueError("facts are not a JSON object")
+    return PutFacts(
+        frame_id=frame_id,
+        index=index,
+        tenant=entry.tenant,
+        entity=entry.put_facts.entity,
+        sequence=entry.sequence,
+        patch=patch,
+    )
+
+
+def _start_timeline(frame_id: UUID, index: int, entry: link_pb2.Entry) -> StartTimeline:
+    start = entry.start_timeline
+    return StartTimeline(
+        frame_id=frame_id,
+        index=index,
+        tenant=entry.tenant,
+        entity=start.entity,
+        sequence=entry.sequence,
+        run_id=UUID(bytes=start.id),
+        timeline=start.timeline,
+        anchor_at=from_timestamp(start.anchor_time),
+    )
+
+
+def _trigger_schedule(frame_id: UUID, index: int, entry: link_pb2.Entry) -> TriggerSchedule:
+    trigger = entry.trigger_schedule
+    return TriggerSchedule(
+        frame_id=frame_id,
+        index=index,
+        tenant=entry.tenant,
+        entity=trigger.entity,
+        sequence=entry.sequence,
+        id=UUID(bytes=trigger.id),
+        schedule_id=UUID(bytes=trigger.schedule_id),
+        due_at=from_timestamp(trigger.due_time),
+    )
+
+
+def _backfill_schedule(frame_id: UUID, index: int, entry: link_pb2.Entry) -> BackfillSchedule:
+    backfill = entry.backfill_schedule
+    return BackfillSchedule(
+        frame_id=frame_id,
+        index=index,
+        tenant=entry.tenant,
+        entity=backfill.entity,
+        sequence=entry.sequence,
+        schedule_id=UUID(bytes=backfill.schedule_id),
+        start=from_timestamp(backfill.start_time),
+        end=from_timestamp(backfill.end_time),
+    )
+
+
+def _report_outcome(frame_id: UUID, index: int, entry: link_pb2.Entry) -> ReportOutcome:
+    report = entry.report_outcome
+    return ReportOutcome(
+        frame_id=frame_id,
+        index=index,
+        tenant=entry.tenant,
+        entity=report.entity,
+        sequence=entry.sequence,
+        timer_id=UUID(bytes=report.timer_id),
+        attempt=report.attempt,
+        is_done=report.is_done,
+        error=report.error,
+    )
+
+
+_COMMANDS: dict[str, Callable[[UUID, int, link_pb2.Entry], Command]] = {
+    "schedule_timer": _schedule_timer,
+    "cancel_timers": _cancel_timers,
+    "reschedule_timers": _reschedule_timers,
+    "pause_timers": _pause_timers,
+    "put_facts": _put_facts,
+    "start_timeline": _start_timeline,
+    "trigger_schedule": _trigger_schedule,
+    "backfill_schedule": _backfill_schedule,
+    "report_outcome": _report_outcome,
+}
 
 
 def target_kind_of(target: link_pb2.TimerTarget) -> TargetKind:
     """Which kind of target it is; KeyError when there is none."""
     return _KINDS[target.WhichOneof("kind") or ""]
+
+
+def asked_of(condition: timer_pb2.Condition) -> ServiceCondition | None:
+    """The service that decides, if one does."""
+    if not condition.HasField("service"):
+        return None
+    service = condition.service
+    return ServiceCondition(
+        service=service.service,
+        timeout=from_duration(service.timeout) if service.HasField("timeout") else _ASK_TIMEOUT,
+        no_answer=NoAnswer(service.no_answer_policy or NoAnswer.FAIL),
+    )
+
+
+def report_within_of(event: timer_pb2.EventContent) -> timedelta | None:
+    """How long a report may take; None: none is expected. An event that is not set expects none."""
+    return (from_duration(event.report_within) or None) if event.HasField("report_within") else None
+
+
+def retry_of(policy: timer_pb2.RetryPolicy) -> RetryPolicy:
+    """The retry policy in a message, with the defaults of what it leaves out."""
+    default = RetryPolicy()
+    return RetryPolicy(
+        initial=from_duration(policy.initial_delay) if policy.HasField("initial_delay") else default.initial,
+        longest=from_duration(policy.maximum_delay) if policy.HasField("maximum_delay") else default.longest,
+        multiplier=policy.multiplier or default.multiplier,
+        most_attempts=policy.maximum_attempts or default.most_attempts,
+        most_age=from_duration(policy.maximum_age) if policy.HasField("maximum_age") else default.most_age,
+    )
 
 
 def recurrence_of(message: timer_pb2.Recurrence, accepted: Timestamp) -> Recurrence:
@@ -135,69 +252,26 @@ def recurrence_of(message: timer_pb2.Recurrence, accepted: Timestamp) -> Recurre
             exclusions=frozenset(from_timestamp(one) for one in message.exclusions),
             gap=Gap.SKIP if is_skipping else Gap.SHIFT,
             fold=Fold.BOTH if is_twice else Fold.FIRST,
-        )
+        ),
+        jitter=from_duration(message.jitter),
+        misfire=Misfire(message.misfire_policy or Misfire.FIRE_ONCE),
+        catch_up=from_duration(message.catch_up_window) or CATCH_UP,
+        overlap=Overlap(message.overlap_policy or Overlap.ALLOW),
     )
-
-
-def encode(due: Iterable[Timer]) -> tuple[dict[UUID, Addressed], dict[UUID, str]]:
-    """What timers send if they fire, one entry each; and those that cannot, with the reason."""
-    encoded: dict[UUID, Addressed] = {}
-    broken: dict[UUID, str] = {}
-    for timer in due:
-        try:
-            encoded[timer.id] = _addressed(timer, link_pb2.TimerTarget.FromString(timer.target))
-        except Exception as err:  # noqa: BLE001 - outermost frame of a timer: its siblings must fire all the same.
-            broken[timer.id] = f"cannot be sent: {type(err).__name__}: {err}"
-    return encoded, broken
-
-
-def _addressed(timer: Timer, target: link_pb2.TimerTarget) -> Addressed:
-    entry = link_pb2.Entry(tenant=timer.tenant, sequence=timer.sequence)
-    match timer.target_kind:
-        case TargetKind.NOTIFICATION:
-            entry.notification.CopyFrom(_notification(timer, target))
-            return Addressed(receiver="digest", entry=entry)
-        case TargetKind.CLOSE_WINDOW:
-            entry.close_window.window_id = target.close_window.window_id
-            entry.close_window.due_time.CopyFrom(to_timestamp(timer.due_at))
-            return Addressed(receiver="digest", entry=entry)
-        case TargetKind.REQUEST_DUE:
-            entry.request_due.CopyFrom(target.request_due)
-            return Addressed(receiver="intake", entry=entry)
-        case TargetKind.RETRY_DELIVERY:
-            entry.retry_delivery.CopyFrom(target.retry_delivery)
-            return Addressed(receiver="dispatcher", entry=entry)
-        case TargetKind.EVENT:
-            raise NotImplementedError("event targets are refused by intake until the EVENTS stream exists")
-
-
-def _notification(timer: Timer, target: link_pb2.TimerTarget) -> link_pb2.Notification:
-    notification = link_pb2.Notification(
-        id=derived_id("timer-notification", timer.id).bytes,
-        content=target.notification,
-        entity=timer.entity,
-        occur_time=to_timestamp(timer.due_at),
-        timer_id=timer.id.bytes,
-        schedule_id=timer.schedule_id.bytes,
-        timer_type=timer.type,
-        timeline=timer.step_of.timeline if timer.step_of else "",
-    )
-    if timer.expires_at is not None:
-        notification.expire_time.CopyFrom(to_timestamp(timer.expires_at))
-    return notification
 
 
 def results_of(outcomes: Sequence[Outcome]) -> dict[UUID, list[link_pb2.EntryResult]]:
     """Per frame the results worth telling: counts and refusals."""
     results: dict[UUID, list[link_pb2.EntryResult]] = {}
     for outcome in outcomes:
-        if not outcome.changed and outcome.error is None:
+        if not (outcome.changed or outcome.already_left or outcome.error):
             continue
         code, reason, message = outcome.error or (0, "", "")
         results.setdefault(outcome.frame_id, []).append(
             link_pb2.EntryResult(
                 index=outcome.index,
                 changed=outcome.changed,
+                already_left=outcome.already_left,
                 error_code=code,
                 error_reason=reason,
                 error_message=message,

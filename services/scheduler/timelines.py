@@ -1,19 +1,18 @@
 """Timelines: named, versioned sets of steps relative to an anchor, and the timers they make. Pure."""
 
-import base64
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
+from msgspec import Struct
+
 from libs.ids import derived_id
+from services.scheduler.attempts import RetryPolicy
+from services.scheduler.conditions import ServiceCondition
 from services.scheduler.timer import Mark, StepOf, TargetKind, Timer, fire_time
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(Struct, frozen=True, kw_only=True):
     """One step. `offset` counts from the anchor, or for follow-ups from the parent's due time."""
 
     name: str
@@ -21,11 +20,13 @@ class Step:
     condition: str
     target_kind: TargetKind
     target: bytes
+    asked: ServiceCondition | None = None
+    report_within: timedelta | None = None
+    retry: RetryPolicy | None = None
     follow_ups: tuple["Step", ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeline:
+class Timeline(Struct, frozen=True, kw_only=True):
     """One version of a timeline; never changes once stored."""
 
     name: str
@@ -45,11 +46,6 @@ class Timeline:
     def step(self, name: str) -> Step | None:
         """The step of that name."""
         return next((step for step in self.all_steps() if step.name == name), None)
-
-
-def run_id_of(tenant: str, timeline: str, entity: str, anchor_at: datetime) -> UUID:
-    """The id of a started timeline: a second start of the same is the same run."""
-    return derived_id("timeline-run", tenant, timeline, entity, anchor_at.isoformat())
 
 
 def step_timer_id(run_id: UUID, step: str) -> UUID:
@@ -84,37 +80,8 @@ def step_timer(
         sequence=sequence,
         schedule_id=timer_id,
         condition=step.condition,
+        asked=step.asked,
+        report_within=step.report_within,
+        retry=step.retry,
         step_of=StepOf(run_id=run_id, timeline=timeline.name, version=timeline.version, step=step.name),
-    )
-
-
-def steps_to_json(steps: tuple[Step, ...]) -> str:
-    """For storage; equal steps give equal text."""
-    return json.dumps([_step_to_json(step) for step in steps], sort_keys=True)
-
-
-def steps_from_json(stored: list[dict[str, Any]]) -> tuple[Step, ...]:
-    """From storage."""
-    return tuple(_step_from_json(one) for one in stored)
-
-
-def _step_to_json(step: Step) -> dict[str, Any]:
-    return {
-        "name": step.name,
-        "offset_s": step.offset.total_seconds(),
-        "condition": step.condition,
-        "target_kind": step.target_kind.name,
-        "target": base64.b64encode(step.target).decode(),
-        "follow_ups": [_step_to_json(one) for one in step.follow_ups],
-    }
-
-
-def _step_from_json(stored: Mapping[str, Any]) -> Step:
-    return Step(
-        name=stored["name"],
-        offset=timedelta(seconds=stored["offset_s"]),
-        condition=stored["condition"],
-        target_kind=TargetKind[stored["target_kind"]],
-        target=base64.b64decode(stored["target"]),
-        follow_ups=steps_from_json(stored["follow_ups"]),
     )

@@ -6,6 +6,10 @@ from enum import IntEnum
 from typing import NamedTuple
 from uuid import UUID
 
+from msgspec import Struct
+
+from services.scheduler.attempts import RetryPolicy
+from services.scheduler.conditions import ServiceCondition
 from services.scheduler.recurrence import Recurrence
 
 INTERNAL_PREFIX = "carillon:"
@@ -28,7 +32,9 @@ _TICK = timedelta(microseconds=1)  # Postgres's resolution.
 class State(IntEnum):
     """What is stored of a timer's state; numbers as in scheduler.v1.TimerState.
 
-    FIRED is never stored: it is `SCHEDULED and mark <= watermark`, so that firing updates no timer row.
+    FIRED is never stored: it is `SCHEDULED and mark <= watermark`, so that firing updates no timer row. Timers in these
+    states have their turn at `fire_at` (`HAS_TURN`): SCHEDULED and RETRYING to fire, AWAITING when its report is
+    overdue, ASKING to ask again.
     """
 
     SCHEDULED = 1
@@ -39,6 +45,17 @@ class State(IntEnum):
     EXPIRED = 6
     DONE = 7
     FAILED = 8
+    AWAITING = 9
+    ASKING = 10
+    BUFFERED = 11
+    RETRYING = 12
+
+
+HAS_TURN = frozenset({State.SCHEDULED, State.AWAITING, State.ASKING, State.RETRYING})
+"""States in which something happens at `fire_at`; the wheel and the pages hold these."""
+
+UNDER_WAY = frozenset({State.AWAITING, State.ASKING, State.BUFFERED, State.RETRYING})
+"""States of a timer whose time has come and whose outcome has not. What follows it has been made already."""
 
 
 class TargetKind(IntEnum):
@@ -61,11 +78,15 @@ class StepOf:
     step: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timer:
+class Timer(Struct, frozen=True, kw_only=True):
     """A timer as it is stored. `target` is opaque here: a serialized link.v1.TimerTarget of `target_kind`.
 
-    `sequence` orders it against cancels (0: none can overtake it); occurrences and follow-ups inherit it.
+    `sequence` orders it against cancels (0: none can overtake it); occurrences and follow-ups inherit it. A Struct,
+    because tens of thousands are made a second, and a frozen dataclass of this size costs twelve times as much.
+
+    `nominal_at`: an occurrence's time by its rule. `asks` and `holds`: how often its condition's service was asked, and
+    what it said. `report_within`: how long the service that gets its event may take to report; None: no report is
+    expected.
     """
 
     id: UUID
@@ -81,12 +102,34 @@ class Timer:
     schedule_id: UUID
     occurrence: int = 0
     recurrence: Recurrence | None = None
+    nominal_at: datetime | None = None
     condition: str = ""
+    asked: ServiceCondition | None = None
     expires_at: datetime | None = None
     step_of: StepOf | None = None
+    report_within: timedelta | None = None
+    retry: RetryPolicy | None = None
+    asks: int = 0
+    holds: bool | None = None
+    attempts: int = 0
+    first_attempt_at: datetime | None = None
+    last_error: str | None = None
     state: State = State.SCHEDULED
     decided_at: datetime | None = None
     note: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it just fires: nothing is to be decided, and nothing follows. The great majority."""
+        return (
+            self.state is State.SCHEDULED
+            and not self.condition
+            and self.recurrence is None
+            and self.step_of is None
+            and self.asked is None
+            and self.expires_at is None
+            and self.report_within is None
+        )
 
     @property
     def mark(self) -> Mark:

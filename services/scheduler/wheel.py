@@ -9,7 +9,7 @@ Invariant: everything at or before the cursor's tick is in `_ready`, sorted; eve
 """
 
 from bisect import bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from uuid import UUID
@@ -55,13 +55,17 @@ class Wheel:
         if self._next_at is None or timer.fire_at < self._next_at:
             self._next_at = timer.fire_at
 
-    def remove(self, timer_id: UUID) -> None:
-        """Take a timer out; one that is not in is no error."""
-        slot = self._ids.pop(timer_id, -1)
-        if slot is None:
-            self._ready = [timer for timer in self._ready if timer.id != timer_id]
-        elif slot >= 0:
-            self._drop(slot, timer_id)
+    def remove(self, timer_ids: Iterable[UUID]) -> None:
+        """Take timers out; one that is not in is no error."""
+        ready: set[UUID] = set()
+        for timer_id in timer_ids:
+            slot = self._ids.pop(timer_id, -1)
+            if slot is None:
+                ready.add(timer_id)
+            elif slot >= 0:
+                self._drop(slot, timer_id)
+        if ready:
+            self._ready = [timer for timer in self._ready if timer.id not in ready]
         self._is_next_known = False
 
     def take_due(self, now: datetime, limit: int) -> list[Timer]:

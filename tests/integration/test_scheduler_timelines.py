@@ -2,14 +2,16 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import pytest
 from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import timer_pb2
 
+from libs.ids import derived_id
 from libs.wire import to_timestamp
 from services.scheduler.store_queries import QueryStore
-from services.scheduler.timelines import Step, run_id_of, step_timer_id
+from services.scheduler.timelines import Step, step_timer_id
 from services.scheduler.timer import TargetKind
 from tests.support.fixtures import OpenBus, OpenDatabase
 from tests.support.scheduler_world import START, SchedulerWorld, scheduler_world
@@ -42,8 +44,13 @@ def _step(name: str, offset: timedelta, *, condition: str = "", follow_ups: tupl
     )
 
 
+def _run_id(name: str, entity: str, anchor: datetime = START) -> UUID:
+    """As intake names it: a second start of the same is the same run."""
+    return derived_id("timeline-run", "acme", name, entity, int(anchor.timestamp() * 1_000_000))
+
+
 def _start(world: SchedulerWorld, entity: str, *, name: str = "trial", anchor: datetime = START) -> link_pb2.Entry:
-    run_id = run_id_of("acme", name, entity, anchor)
+    run_id = _run_id(name, entity, anchor)
     return world.peer.entry(
         start_timeline=link_pb2.StartTimeline(
             id=run_id.bytes, timeline=name, entity=entity, anchor_time=to_timestamp(anchor)
@@ -92,7 +99,7 @@ async def test_a_condition_on_facts_decides_at_fire_time_and_the_verdict_is_kept
     world.clock.set(START + 25 * DAY)
     await world.peer.received(2)
     assert _told(world) == {("b", "remind", 25), ("c", "remind", 25)}
-    timer_id = step_timer_id(run_id_of("acme", "trial", "a", START), "remind")
+    timer_id = step_timer_id(_run_id("trial", "a"), "remind")
     note = '{"condition": "!has(facts.paid)", "holds": false, "facts": {"paid": true}}'
     assert await world.stored(timer_id) == (4, note)
 

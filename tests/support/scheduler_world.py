@@ -210,7 +210,7 @@ class SchedulerWorld:
         async with asyncio.timeout(timeout):
             while True:
                 async with self.db.read() as tx:
-                    row = await (await tx.raw.execute("SELECT count(*) FROM outbox")).fetchone()
+                    row = await (await tx.raw.execute("SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM event_outbox)")).fetchone()
                 if row == (0,):
                     return
                 await asyncio.sleep(0.02)
@@ -226,9 +226,9 @@ class SchedulerWorld:
             yield scheduler_pb2_grpc.SchedulerServiceStub(channel)
 
     async def stored(self, timer_id: UUID) -> tuple[Any, ...] | None:
-        """(state, note) of a timer."""
+        """(state, last error or note) of a timer."""
         async with self.db.read() as tx:
-            cursor = await tx.raw.execute("SELECT state, note FROM timer WHERE id = %s", (timer_id,))
+            cursor = await tx.raw.execute("SELECT state, coalesce(last_error, note) FROM timer WHERE id = %s", (timer_id,))
             return await cursor.fetchone()
 
 

@@ -1,7 +1,7 @@
-"""libs.recurrence: golden cases of local time that jumps, and a naive minute-by-minute model."""
+"""libs.recurrence: golden cases of local time that jumps, and what is refused."""
 
-from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from zoneinfo import ZoneInfo
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from libs.recurrence import BadRule, Fold, Gap, Rule, check_rule, next_after, occurrences, zone_of
+from libs.recurrence import BadRule, Fold, Gap, Rule, check_rule, next_after, occurrences
 
 NEW_YORK = "America/New_York"
 LORD_HOWE = "Australia/Lord_Howe"
@@ -146,6 +146,60 @@ def test_a_day_that_does_not_exist_falls_on_the_next() -> None:
     """Samoa had no 2011-12-30; its 09:00 is the 31st's, which fires once."""
     rule = Rule(cron="0 9 * * *", zone=APIA, start=at("2011-12-29T20:00"))
     assert fires(rule, 2) == ["2011-12-31T09:00+14:00", "2012-01-01T09:00+14:00"]
+
+
+# Zones that changed their rules, jump at midnight, or by other amounts.
+
+
+@pytest.mark.parametrize(
+    ("zone", "cron", "start", "shifted", "skipped"),
+    [
+        ("Europe/Berlin", "30 2 * * *", "2013-03-30T12:00", "2013-03-31T03:30+02:00", "2013-04-01T02:30+02:00"),
+        ("America/Sao_Paulo", "0 0 * * *", "2018-11-03T12:00", "2018-11-04T01:00-02:00", "2018-11-05T00:00-02:00"),
+        ("Europe/Moscow", "30 2 * * *", "2011-03-26T12:00", "2011-03-27T03:30+04:00", "2011-03-28T02:30+04:00"),
+        ("Africa/Casablanca", "30 2 * * *", "2019-06-08T12:00", "2019-06-09T03:30+01:00", "2019-06-10T02:30+01:00"),
+        ("Asia/Pyongyang", "45 23 * * *", "2018-05-04T01:00", "2018-05-05T00:15+09:00", "2018-05-05T23:45+09:00"),
+    ],
+)
+def test_a_gap_is_shifted_or_skipped_in_every_zone(
+    zone: str, cron: str, start: str, shifted: str, skipped: str
+) -> None:
+    """By an hour at night, at midnight, after Ramadan, by half an hour for good."""
+    rule = Rule(cron=cron, zone=zone, start=at(start))
+    assert fires(rule, 1) == [shifted]
+    assert fires(replace(rule, gap=Gap.SKIP), 1) == [skipped]
+
+
+@pytest.mark.parametrize(
+    ("zone", "cron", "start", "first", "second"),
+    [
+        ("Europe/Berlin", "30 2 * * *", "2013-10-26T12:00", "2013-10-27T02:30+02:00", "2013-10-27T02:30+01:00"),
+        ("America/Sao_Paulo", "30 23 * * *", "2018-02-17T12:00", "2018-02-17T23:30-02:00", "2018-02-17T23:30-03:00"),
+        ("Europe/Moscow", "30 1 * * *", "2014-10-25T12:00", "2014-10-26T01:30+04:00", "2014-10-26T01:30+03:00"),
+        ("Africa/Casablanca", "30 2 * * *", "2019-05-04T12:00", "2019-05-05T02:30+01:00", "2019-05-05T02:30+00:00"),
+        ("Asia/Pyongyang", "45 23 * * *", "2015-08-14T12:00", "2015-08-14T23:45+09:00", "2015-08-14T23:45+08:30"),
+    ],
+)
+def test_a_fold_fires_at_the_first_or_at_both_in_every_zone(
+    zone: str, cron: str, start: str, first: str, second: str
+) -> None:
+    """Moscow's and Pyongyang's were for good."""
+    rule = Rule(cron=cron, zone=zone, start=at(start))
+    assert fires(replace(rule, fold=Fold.BOTH), 2) == [first, second]
+    assert fires(rule, 1) == [first]
+    assert fires(rule, 2)[1][:10] > first[:10]
+
+
+@pytest.mark.parametrize(
+    ("zone", "before", "day"),
+    [("Europe/Moscow", "2010-10-30", "2011-10-30"), ("America/Sao_Paulo", "2018-11-03", "2019-11-03")],
+)
+def test_a_rule_keeps_to_the_wall_clock_when_a_zone_gives_up_its_summer_time(zone: str, before: str, day: str) -> None:
+    """Nine o'clock stays nine o'clock; the offset changed in one year, and not on that weekend of the next."""
+    rule = Rule(cron="0 9 * * *", zone=zone, start=at(before))
+    assert len({one[16:] for one in fires(rule, 3)}) == 2
+    assert len({one[16:] for one in fires(rule, 3, after=day)}) == 1
+    assert {one[11:16] for one in fires(rule, 400)} == {"09:00"}
 
 
 # Start, end, count, exclusions.
@@ -284,72 +338,3 @@ def test_any_text_is_a_rule_or_is_refused(text: str, is_cron: bool) -> None:
     rule = Rule(cron=text if is_cron else "", rrule="" if is_cron else text, start=at("2013-07-01"))
     with suppress(BadRule):
         check_rule(rule)
-
-
-# The naive model: look at every minute.
-
-_DAYS = {  # Around jumps, and one without.
-    NEW_YORK: ["2013-03-10", "2013-11-03", "2013-07-01"],
-    LORD_HOWE: ["2013-10-05", "2013-04-06"],
-    "Europe/Berlin": ["2013-03-31", "2013-10-27"],
-    "Asia/Kathmandu": ["2013-07-01"],
-    APIA: ["2011-12-30"],
-}
-MINUTE = timedelta(minutes=1)
-
-
-def numbers(text: str, low: int, high: int) -> set[int]:
-    """What a field of the small cron language below stands for."""
-    if text.startswith("*"):
-        return set(range(low, high + 1, int(text[2:] or "1")))
-    return {int(part) for part in text.split(",")}
-
-
-def model(minutes: str, hours: str, zone_name: str, gap: Gap, fold: Fold, first: datetime) -> Iterator[datetime]:
-    """All instants in two days from `first`, found by walking through them."""
-    zone = zone_of(zone_name)
-    wanted = {(hour, minute) for hour in numbers(hours, 0, 23) for minute in numbers(minutes, 0, 59)}
-    goes_by_elapsed_time = hours == "*"
-    found: set[datetime] = set()
-    for n in range(-1440 * 2, 1440 * 2):
-        instant = first + n * MINUTE
-        local = instant.astimezone(zone)
-        if (local.hour, local.minute) in wanted and (not local.fold or fold is Fold.BOTH or goes_by_elapsed_time):
-            found.add(instant)
-        previous = (instant - MINUTE).astimezone(zone)
-        missing = previous.replace(tzinfo=None) + MINUTE
-        moved = instant
-        while missing < local.replace(tzinfo=None) and not goes_by_elapsed_time and gap is Gap.SHIFT:
-            if (missing.hour, missing.minute) in wanted:
-                found.add(moved)
-            missing, moved = missing + MINUTE, moved + MINUTE
-    yield from sorted(one for one in found if first < one)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    data=st.data(),
-    zone_name=st.sampled_from(sorted(_DAYS)),
-    minutes=st.one_of(
-        st.sampled_from(["*", "*/7", "*/10", "*/30"]),
-        st.lists(st.integers(0, 59), min_size=1, max_size=3).map(lambda found: ",".join(map(str, found))),
-    ),
-    hours=st.one_of(
-        st.sampled_from(["*", "*/2", "*/3"]),
-        st.lists(st.integers(0, 4), min_size=1, max_size=3).map(lambda found: ",".join(map(str, found))),
-    ),
-    gap=st.sampled_from(Gap),
-    fold=st.sampled_from(Fold),
-    offset=st.integers(-720, 1440),
-)
-def test_occurrences_are_what_the_naive_model_finds(
-    data: st.DataObject, zone_name: str, minutes: str, hours: str, gap: Gap, fold: Fold, offset: int
-) -> None:
-    """Every instant the model finds, no other, in order, wherever one starts to look."""
-    first = at(data.draw(st.sampled_from(_DAYS[zone_name]))) + offset * MINUTE
-    rule = Rule(cron=f"{minutes} {hours} * * *", zone=zone_name, start=at("2011-01-01"), gap=gap, fold=fold)
-    expected = [one for one in model(minutes, hours, zone_name, gap, fold, first) if one < first + 1440 * MINUTE]
-    assert list(islice(occurrences(rule, first), len(expected))) == expected
-    after_them = next_after(rule, first + 1440 * MINUTE - timedelta(microseconds=1))
-    assert after_them is not None
-    assert after_them >= first + 1440 * MINUTE

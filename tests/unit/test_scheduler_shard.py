@@ -1,7 +1,6 @@
 """The shard's pure actor: what it decides, and that reading ahead never loses a timer."""
 
 import json
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -10,15 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.ids import derived_id, new_id
-from libs.recurrence import Rule
 from services.scheduler.commands import ScheduleTimer, StartTimeline
 from services.scheduler.facts import MAX_FACTS_CHARACTERS, merge_patch
-from services.scheduler.recurrence import Recurrence
 from services.scheduler.timer import Mark, State
-from tests.support.scheduler_table import DAY, MINUTE, NOW, SECOND, Table, ids, step, timeline
-
-MICROSECOND = timedelta(microseconds=1)
-
+from tests.support.scheduler_table import (
+    DAY,
+    HOUR,
+    MICROSECOND,
+    MINUTE,
+    NOW,
+    SECOND,
+    Table,
+    hourly,
+    ids,
+    step,
+    timeline,
+)
 
 # Firing
 
@@ -84,7 +90,7 @@ def test_a_timer_that_cannot_be_sent_is_recorded_as_failed_and_its_siblings_fire
     bad, good = table.schedule(NOW), table.schedule(NOW)
     changes = table.turn(bad, good, broken={bad.id: "no such target"})
     assert ids(changes.fired) == [good.id]
-    assert (table.state_of(bad.id), table.rows[bad.id].note) == (State.FAILED, '{"error": "no such target"}')
+    assert (table.state_of(bad.id), table.rows[bad.id].last_error) == (State.FAILED, "no such target")
 
 
 def test_a_timer_whose_firing_raises_is_recorded_as_failed_and_its_siblings_fire() -> None:
@@ -95,7 +101,7 @@ def test_a_timer_whose_firing_raises_is_recorded_as_failed_and_its_siblings_fire
     table.timelines.clear()
     assert ids(table.run(until=NOW + DAY)) == [plain.id]
     assert table.state_of(bad.id) is State.FAILED
-    assert "KeyError" in (table.rows[bad.id].note or "")
+    assert "KeyError" in (table.rows[bad.id].last_error or "")
 
 
 # Ids
@@ -113,9 +119,9 @@ def test_inv2_a_derived_id_that_comes_twice_makes_one_timer() -> None:
 def test_inv2_a_derived_schedule_that_comes_twice_makes_one_chain_of_occurrences() -> None:
     """Also when its first occurrence has fired already."""
     table = Table()
-    again = table.schedule(None, id=derived_id("schedule", 1), recurrence=_every_hour())
+    again = table.schedule(None, id=derived_id("schedule", 1), recurrence=hourly())
     outcomes = table.turn(again, again).outcomes
-    table.run(until=NOW + timedelta(hours=1))
+    table.run(until=NOW + HOUR)
     outcomes += table.turn(again).outcomes
     assert [outcome.changed for outcome in outcomes] == [1, 0, 0]
     assert len(table.waiting()) == 1
@@ -126,148 +132,6 @@ def test_only_derived_ids_are_looked_up() -> None:
     table = Table()
     derived = table.schedule(NOW, id=derived_id("x"))
     assert table.shard.needs([table.schedule(NOW), derived]).ids == {derived.id}
-
-
-# Cancels
-
-
-def test_inv4_a_cancel_hits_what_was_accepted_before_it_and_not_after() -> None:
-    """In the same turn and in a later one; the count says how many."""
-    table = Table()
-    before, same = table.schedule(NOW + MINUTE), table.schedule(NOW + MINUTE)
-    table.turn(before)
-    outcomes = table.turn(same, table.cancel(), after := table.schedule(NOW + MINUTE)).outcomes
-    assert [outcome.changed for outcome in outcomes] == [1, 2, 1]
-    assert ids(table.run(until=NOW + DAY)) == [after.id]
-    assert {table.state_of(one.id) for one in (before, same)} == {State.CANCELLED}
-
-
-@pytest.mark.parametrize("is_same_turn", [True, False])
-def test_inv4_what_was_accepted_before_a_cancel_and_arrives_after_it_is_born_cancelled(is_same_turn: bool) -> None:
-    """The tombstone says so, with the cancel's cause."""
-    table = Table()
-    late, cancel = table.schedule(NOW), table.cancel()
-    outcomes = table.turn(cancel, late).outcomes[1:] if is_same_turn else []
-    if not is_same_turn:
-        table.turn(cancel)
-        assert table.shard.needs([late]).tombstones == {("acme", "e")}
-        outcomes = table.turn(late).outcomes
-    assert [outcome.changed for outcome in outcomes] == [0]
-    assert (table.state_of(late.id), table.rows[late.id].note) == (State.CANCELLED, "a test says so")
-    assert table.run(until=NOW + DAY) == []
-
-
-def test_inv4_tombstones_hold_over_a_takeover() -> None:
-    """The new owner learns the newest sequence with its grant."""
-    table = Table()
-    late = table.schedule(NOW)
-    table.turn(table.cancel())
-    table.take_over()
-    assert table.run(late) == []
-
-
-def test_inv4_a_second_cancel_of_the_same_sequence_leaves_its_own_tombstone() -> None:
-    """One call may cancel several things, under one sequence."""
-    table = Table()
-    kinds = [table.schedule(NOW, type="a"), table.schedule(NOW, type="b")]
-    same_turn = [table.schedule(NOW, type="a", sequence=8), table.schedule(NOW, type="b", sequence=8)]
-    table.turn(table.cancel(type="a", sequence=9), table.cancel(type="b", sequence=9), *same_turn)
-    assert table.run(*kinds) == []
-    assert table.fired == []
-
-
-def test_a_cancel_in_the_turn_in_which_a_timer_comes_due_wins() -> None:
-    """Commands are obeyed before timers fire."""
-    table = Table()
-    table.turn(table.schedule(NOW + MINUTE))
-    assert table.run(table.cancel(), until=NOW + MINUTE) == []
-
-
-def test_a_schedule_before_any_tombstone_need_not_look() -> None:
-    """Only what is older than the newest cancel of its origin may be buried."""
-    table = Table()
-    table.turn(table.cancel(sequence=5), table.cancel("carillon:window:1", sequence=900))
-    needs = table.shard.needs([table.schedule(NOW, sequence=6), table.schedule(NOW, sequence=4, entity="f")])
-    assert needs.tombstones == {("acme", "f")}
-
-
-@pytest.mark.parametrize(
-    ("selection", "expected"),
-    [
-        ({}, {"a", "b", "step"}),
-        ({"type": "a"}, {"a"}),
-        ({"ids": "b"}, {"b"}),
-        ({"timeline": "trial"}, {"step"}),
-        ({"type": "a", "ids": "b"}, set()),
-    ],
-)
-def test_a_cancel_selects_by_type_ids_and_timeline(selection: dict[str, Any], expected: set[str]) -> None:
-    """All parts that are given must match; other entities are never touched."""
-    table = Table(timelines=[timeline(step("a", MINUTE))])
-    a, b = table.schedule(NOW + MINUTE, type="a"), table.schedule(NOW + MINUTE, type="b")
-    table.turn(a, b, table.start(), table.schedule(NOW + MINUTE, entity="f", type="a"))
-    if "ids" in selection:
-        selection = selection | {"ids": frozenset({b.id, new_id()})}
-    table.turn(table.cancel(**selection))
-    names = {a.id: "a", b.id: "b"}
-    cancelled = {names.get(row.id, "step") for row in table.rows.values() if row.state is State.CANCELLED}
-    assert cancelled == expected
-
-
-# Recurrence
-
-
-def _every_hour(**more: Any) -> Recurrence:
-    return Recurrence(rule=Rule(cron="0 * * * *", start=NOW + SECOND, **more))
-
-
-def test_the_next_occurrence_is_after_the_last_and_after_now() -> None:
-    """A shard that stood still for five and a half hours fires once for all it missed, then at the next full hour."""
-    table = Table()
-    table.turn(table.schedule(None, recurrence=_every_hour()))
-    fired = table.run(until=NOW + timedelta(hours=6, minutes=30))
-    assert [one.due_at for one in fired] == [NOW + timedelta(hours=1)]
-    (following,) = table.waiting()
-    assert (following.due_at, following.occurrence) == (NOW + timedelta(hours=7), 2)
-
-
-def test_inv2_an_occurrence_fires_once_when_the_clock_has_gone_back() -> None:
-    """A new owner's clock is behind: the next is after the last, not after now."""
-    table = Table()
-    table.turn(table.schedule(None, recurrence=_every_hour()))
-    (one,) = table.run(until=NOW + timedelta(hours=1))
-    following = one.recurrence.following(one.due_at, NOW) if one.recurrence else None
-    assert following == NOW + timedelta(hours=2)
-
-
-def test_a_recurrence_ends_with_its_count() -> None:
-    """Two occurrences and no third."""
-    table = Table()
-    table.turn(table.schedule(None, recurrence=_every_hour(count=2)))
-    for hour in range(1, 5):
-        table.run(until=NOW + timedelta(hours=hour))
-    assert [one.occurrence for one in table.fired] == [1, 2]
-    assert table.waiting() == []
-
-
-def test_a_recurrence_that_never_fires_is_refused_in_its_result() -> None:
-    """Nothing is stored."""
-    table = Table()
-    (outcome,) = table.turn(table.schedule(None, recurrence=_every_hour(end=NOW + SECOND))).outcomes
-    assert outcome.error is not None
-    assert outcome.error[:2] == (9, "NEVER_DUE")
-    assert table.rows == {}
-
-
-def test_a_cancelled_recurrence_has_no_successor_and_a_skipped_one_has() -> None:
-    """A condition decides about one occurrence only."""
-    table = Table()
-    table.turn(table.schedule(None, recurrence=_every_hour(), condition="has(facts.x)"))
-    assert table.run(until=NOW + timedelta(hours=1)) == []
-    assert len(table.waiting()) == 1
-    table.turn(table.cancel())
-    assert table.waiting() == []
-    assert table.run(until=NOW + DAY) == []
 
 
 # Timelines
@@ -343,21 +207,44 @@ def test_a_timeline_accepted_before_a_cancel_and_arriving_after_it_is_born_cance
         ("facts.paid", State.FIRED, {"condition": "facts.paid", "holds": True, "facts": {"paid": True}}),
         ("!facts.paid", State.SKIPPED, {"condition": "!facts.paid", "holds": False, "facts": {"paid": True}}),
         ("facts.gone", State.FAILED, {"facts": {"gone": None}}),
-        ("facts.", State.FAILED, {}),
+        ("facts.", State.FAILED, None),
     ],
 )
 def test_the_verdict_of_a_condition_is_on_record_with_the_facts_it_read(
-    condition: str, state: State, note: dict[str, Any]
+    condition: str, state: State, note: dict[str, Any] | None
 ) -> None:
-    """True fires, false skips, what cannot be decided fails; a sibling fires in any case."""
+    """True fires once, false skips, what cannot be decided fails with its error; a sibling fires in any case."""
     table = Table()
-    one, sibling = table.schedule(NOW, condition=condition), table.schedule(NOW)
-    table.turn(table.put_facts(paid=True, other=1), one, sibling)
+    one, sibling = table.schedule(NOW, condition=condition), table.schedule(NOW + MICROSECOND)
+    fired = table.run(table.put_facts(paid=True, other=1), one, sibling, until=MINUTE)
+    assert ids(fired) == ([one.id] if state is State.FIRED else []) + [sibling.id]
+    row = table.rows[one.id]
     assert table.state_of(one.id) is state
-    stored = json.loads(table.rows[one.id].note or "")
-    assert note.items() <= stored.items()
-    assert ("error" in stored) == (state is State.FAILED)
-    assert table.state_of(sibling.id) is State.FIRED
+    assert json.loads(row.note or "null") == note
+    assert (row.last_error is not None, row.decided_at) == (state is State.FAILED, NOW + MINUTE)
+
+
+def test_a_condition_that_fails_says_why() -> None:
+    """In words, for people."""
+    table = Table()
+    one = table.schedule(NOW, condition="facts.gone")
+    table.run(one)
+    assert table.rows[one.id].last_error == "there is no 'gone'; where it may be missing, ask has() first"
+
+
+def test_a_recurrence_goes_on_whatever_becomes_of_an_occurrence() -> None:
+    """A condition that cannot be decided, one that cannot be read, a target that cannot be sent."""
+    table = Table()
+    failing = [table.schedule(None, recurrence=hourly(), condition=text) for text in ("facts.gone", "facts.")]
+    unsendable = table.schedule(None, recurrence=hourly())
+    table.turn(*failing, unsendable)
+    (first,) = table.of(unsendable.id)
+    table.now = NOW + HOUR
+    table.turn(broken={first.id: "no such target"})
+    assert table.fired == []
+    for schedule in (*failing, unsendable):
+        assert [row.state for row in table.of(schedule.id)] == [State.FAILED, State.SCHEDULED]
+    assert ids(table.run(until=NOW + 2 * HOUR)) == [table.of(unsendable.id)[1].id]
 
 
 def test_a_condition_reads_the_facts_of_the_turn_it_is_decided_in() -> None:

@@ -1,30 +1,21 @@
 """Timelines and the timers they make."""
 
-import json
 from datetime import timedelta
 from uuid import UUID
 
-from services.scheduler.timelines import run_id_of, step_timer, step_timer_id, steps_from_json, steps_to_json
-from services.scheduler.timer import BEGINNING, Mark
-from tests.support.scheduler_table import DAY, MINUTE, NOW, step, timeline
+from libs.ids import derived_id
+from services.scheduler.attempts import RetryPolicy
+from services.scheduler.conditions import NoAnswer, ServiceCondition
+from services.scheduler.timelines import step_timer, step_timer_id
+from services.scheduler.timer import BEGINNING, Mark, State, TargetKind
+from tests.support.scheduler_table import DAY, MINUTE, NOW, SECOND, Table, step, timeline
 
 TRIAL = timeline(
     step("remind", 25 * DAY, condition="!facts.paid"),
     step("check", 30 * DAY, follow_ups=(step("again", 2 * DAY), step("last", 3 * DAY, follow_ups=(step("x", DAY),)))),
     version=3,
 )
-RUN = UUID(int=7)
-
-
-def test_steps_come_back_from_storage_as_they_were() -> None:
-    """Follow-ups, conditions, offsets below a second and targets included."""
-    steps = (*TRIAL.steps, step("b", timedelta(microseconds=1_500), follow_ups=(step("c", -MINUTE),)))
-    assert steps_from_json(json.loads(steps_to_json(steps))) == steps
-
-
-def test_equal_steps_are_stored_as_equal_text() -> None:
-    """So that the same definition gives no new version."""
-    assert steps_to_json(TRIAL.steps) == steps_to_json(steps_from_json(json.loads(steps_to_json(TRIAL.steps))))
+RUN = derived_id("timeline-run", "acme", "trial", "e", 1_372_680_000_000_000)
 
 
 def test_a_step_is_found_by_name_however_deep_it_is() -> None:
@@ -34,14 +25,15 @@ def test_a_step_is_found_by_name_however_deep_it_is() -> None:
     assert TRIAL.step("y") is None
 
 
-def test_a_run_is_named_by_tenant_timeline_entity_and_anchor() -> None:
-    """The same start again is the same run; parts cannot run into each other."""
-    runs = [run_id_of("a", "t", "e", NOW), run_id_of("a", "t", "e", NOW + MINUTE), run_id_of("a", "te", "", NOW)]
-    assert len({*runs, run_id_of("b", "t", "e", NOW), run_id_of("a", "t", "e", NOW)}) == 4
+def test_a_step_has_one_timer_per_run() -> None:
+    """Its id derives from run and step, so that whoever makes it again makes the same."""
+    assert step_timer_id(RUN, "remind") == step_timer_id(RUN, "remind")
+    others = [step_timer_id(RUN, "check"), step_timer_id(UUID(int=1), "remind")]
+    assert len({step_timer_id(RUN, "remind"), *others}) == 3
 
 
 def test_a_steps_timer_carries_where_it_comes_from() -> None:
-    """Its id derives from run and step, its type is the timeline's name; one that is late waits for nothing."""
+    """Its type is the timeline's name; one that is late waits for nothing."""
     watermark = Mark(NOW + DAY, UUID(int=1))
     made = [
         step_timer(
@@ -62,3 +54,32 @@ def test_a_steps_timer_carries_where_it_comes_from() -> None:
     assert made[0].step_of is not None
     assert (made[0].step_of.run_id, made[0].step_of.version, made[0].step_of.step) == (RUN, 3, "remind")
     assert [one.fire_at for one in made] == [NOW, NOW + DAY + timedelta(microseconds=1)]
+
+
+def test_a_step_that_sends_an_event_is_tried_asked_and_followed_as_any_timer() -> None:
+    """Its service is asked, its report awaited and retried, and what follows begins with its first firing only."""
+    table = Table(
+        timelines=[
+            timeline(
+                step(
+                    "charge",
+                    DAY,
+                    target_kind=TargetKind.EVENT,
+                    report_within=MINUTE,
+                    retry=RetryPolicy(initial=SECOND, most_attempts=2),
+                    asked=ServiceCondition(service="billing", timeout=SECOND, no_answer=NoAnswer.FAIL),
+                    follow_ups=(step("thank", DAY),),
+                )
+            )
+        ]
+    )
+    table.run(table.start(), until=NOW + DAY)
+    assert [row.state for row in table.rows.values()] == [State.ASKING]
+    table.run(answers=[table.answer(True)], until=SECOND)
+    assert [row.state for row in table.rows.values()] == [State.AWAITING, State.SCHEDULED]
+    table.run(until=MINUTE)  # No report: it is to be charged again, and billing has a say again.
+    table.run(until=SECOND)
+    table.run(answers=[table.answer(True)], until=SECOND)
+    charge, thank = table.rows.values()
+    assert (charge.state, charge.attempts) == (State.AWAITING, 2)
+    assert (thank.due_at, table.state_of(thank.id)) == (NOW + 2 * DAY, State.SCHEDULED)

@@ -43,7 +43,7 @@ def test_inv5_the_wheel_gives_what_a_sorted_list_gives(operations: list[tuple[st
                 model = sorted([*model, one], key=lambda it: it.mark)
             case "remove", int() as index if made:
                 gone = made[index % len(made)].id
-                wheel.remove(gone)
+                wheel.remove([gone])
                 model = [it for it in model if it.id != gone]
             case "take", (timedelta() as offset, int() as limit):
                 now = max(now, now + offset)

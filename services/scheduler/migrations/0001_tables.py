@@ -22,17 +22,26 @@ CREATE TABLE timer (
     id uuid PRIMARY KEY, shard integer NOT NULL, fire_at timestamptz NOT NULL, due_at timestamptz NOT NULL,
     tenant text NOT NULL, entity text NOT NULL, type text NOT NULL, state smallint NOT NULL,
     target_kind smallint NOT NULL, target bytea NOT NULL, sequence bigint NOT NULL,
-    schedule_id uuid NOT NULL, occurrence integer NOT NULL, recurrence jsonb, condition text NOT NULL,
-    expires_at timestamptz, run_id uuid, timeline text, timeline_version integer, step text,
-    decided_at timestamptz, note text) WITH (fillfactor = 90);
+    schedule_id uuid NOT NULL, occurrence integer NOT NULL, recurrence jsonb, nominal_at timestamptz,
+    condition text NOT NULL, asked jsonb, expires_at timestamptz, report_within interval, retry jsonb,
+    run_id uuid, timeline text, timeline_version integer, step text,
+    asks smallint NOT NULL, holds boolean, attempts smallint NOT NULL, first_attempt_at timestamptz, last_error text,
+    decided_at timestamptz, note text,
+    is_under_way boolean NOT NULL GENERATED ALWAYS AS (state IN (9, 10, 11, 12)) STORED) WITH (fillfactor = 90);
 CREATE INDEX timer_firing_order ON timer (shard, fire_at, id);
 CREATE INDEX timer_entity ON timer (tenant, entity);
-CREATE INDEX timer_schedule ON timer (schedule_id) WHERE schedule_id <> id;
+CREATE INDEX timer_schedule ON timer (schedule_id, nominal_at) WHERE schedule_id <> id;
+CREATE INDEX timer_under_way ON timer (schedule_id) WHERE is_under_way;
 CREATE INDEX timer_run ON timer (run_id) WHERE run_id IS NOT NULL;
+
+CREATE TABLE attempt (
+    timer_id uuid NOT NULL, number smallint NOT NULL, started_at timestamptz NOT NULL, ended_at timestamptz NOT NULL,
+    error text, PRIMARY KEY (timer_id, number));
 
 CREATE TABLE tombstone (
     tenant text NOT NULL, entity text NOT NULL, sequence bigint NOT NULL, shard integer NOT NULL,
-    origin text NOT NULL, type text NOT NULL, ids uuid[] NOT NULL, timeline text NOT NULL, cause text NOT NULL,
+    origin text NOT NULL, action smallint NOT NULL, type text NOT NULL, ids uuid[] NOT NULL, timeline text NOT NULL,
+    cause text NOT NULL, due_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp());
 CREATE INDEX tombstone_entity ON tombstone (tenant, entity);
 CREATE INDEX tombstone_shard ON tombstone (shard, origin, sequence);
@@ -41,6 +50,12 @@ CREATE INDEX tombstone_age ON tombstone USING brin (created_at);
 CREATE TABLE facts (
     tenant text NOT NULL, entity text NOT NULL, shard integer NOT NULL, facts jsonb NOT NULL,
     changed_at timestamptz NOT NULL DEFAULT clock_timestamp(), PRIMARY KEY (tenant, entity));
+
+CREATE TABLE event_outbox (
+    id uuid PRIMARY KEY, tenant text NOT NULL, subject text NOT NULL, payload bytea NOT NULL, headers jsonb NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    published_at timestamptz NOT NULL DEFAULT clock_timestamp(), sweeps integer NOT NULL DEFAULT 0)
+    WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
 
 CREATE TABLE timeline (
     tenant text NOT NULL, name text NOT NULL, version integer NOT NULL, description text NOT NULL,

@@ -1,0 +1,72 @@
+"""Frames and events out: what fired timers tell other services."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from uuid import UUID
+
+from carillon.link.v1 import link_pb2
+from carillon.scheduler.v1 import timer_pb2
+
+from libs.ids import derived_id
+from libs.links.frames import Addressed
+from libs.wire import to_timestamp
+from services.scheduler.events import OutgoingEvent
+from services.scheduler.stream_events import encode_event
+from services.scheduler.timer import TargetKind, Timer
+
+
+def encode(due: Iterable[Timer], now: datetime) -> tuple[dict[UUID, Addressed | OutgoingEvent], dict[UUID, str]]:
+    """What timers send if they fire at `now`, one entry or event each; and those that cannot, with the reason."""
+    encoded: dict[UUID, Addressed | OutgoingEvent] = {}
+    broken: dict[UUID, str] = {}
+    for timer in due:
+        try:
+            target = link_pb2.TimerTarget.FromString(timer.target)
+            if timer.target_kind is TargetKind.EVENT:
+                encoded[timer.id] = _event(timer, target.event, now)
+            else:
+                encoded[timer.id] = _addressed(timer, target)
+        except Exception as err:  # noqa: BLE001 - outermost frame of a timer: its siblings must fire all the same.
+            broken[timer.id] = f"cannot be sent: {type(err).__name__}: {err}"
+    return encoded, broken
+
+
+def _addressed(timer: Timer, target: link_pb2.TimerTarget) -> Addressed:
+    entry = link_pb2.Entry(tenant=timer.tenant, sequence=timer.sequence)
+    match timer.target_kind:
+        case TargetKind.NOTIFICATION:
+            entry.notification.CopyFrom(_notification(timer, target))
+            return Addressed(receiver="digest", entry=entry)
+        case TargetKind.CLOSE_WINDOW:
+            entry.close_window.window_id = target.close_window.window_id
+            entry.close_window.due_time.CopyFrom(to_timestamp(timer.due_at))
+            return Addressed(receiver="digest", entry=entry)
+        case TargetKind.REQUEST_DUE:
+            entry.request_due.CopyFrom(target.request_due)
+            return Addressed(receiver="intake", entry=entry)
+        case TargetKind.RETRY_DELIVERY:
+            entry.retry_delivery.CopyFrom(target.retry_delivery)
+            return Addressed(receiver="dispatcher", entry=entry)
+        case kind:
+            raise ValueError(f"{kind.name} goes nowhere")
+
+
+def _event(timer: Timer, event: timer_pb2.EventContent, now: datetime) -> OutgoingEvent:
+    deadline = None if timer.report_within is None else now + timer.report_within
+    return encode_event(timer, event, attempt=timer.attempts + 1, deadline=deadline)
+
+
+def _notification(timer: Timer, target: link_pb2.TimerTarget) -> link_pb2.Notification:
+    notification = link_pb2.Notification(
+        id=derived_id("timer-notification", timer.id).bytes,
+        content=target.notification,
+        entity=timer.entity,
+        occur_time=to_timestamp(timer.due_at),
+        timer_id=timer.id.bytes,
+        schedule_id=timer.schedule_id.bytes,
+        timer_type=timer.type,
+        timeline=timer.step_of.timeline if timer.step_of else "",
+    )
+    if timer.expires_at is not None:
+        notification.expire_time.CopyFrom(to_timestamp(timer.expires_at))
+    return notification
