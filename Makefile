@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 CODE := $(wildcard cli libs local services tests tools)
 BASELINE := proto/v1.binpb
 ARGS ?=
@@ -65,6 +66,12 @@ layers: $(STAMP) ## Check that imports point one way.
 chaos: $(STAMP) ## Kill -9 each service in the middle of the demo, twice; the same numbers must come out.
 	$(BIN)/python -m pytest tests/chaos $(ARGS)
 
+##@ Measuring
+
+.PHONY: bench-scheduler
+bench-scheduler: $(BENCH_STAMP) ## Measure the scheduler beside its peers, 20 minutes. ARGS=--quick takes four, ARGS='--only herd' one figure.
+	$(BIN)/python -m tests.bench scheduler $(ARGS)
+
 ##@ Contracts, docs and pins
 
 .PHONY: proto
@@ -92,7 +99,8 @@ docs-check: $(STAMP) ## Check that docs/settings.md is fresh.
 .PHONY: lock
 lock: | $(BIN)/uv ## Rewrite requirements/ from pyproject.toml. ARGS=--upgrade moves to the newest versions.
 	$(call compile,runtime.txt,)
-	$(call compile,dev.txt,--all-extras --constraint requirements/runtime.txt)
+	$(call compile,dev.txt,--extra dev --constraint requirements/runtime.txt)
+	$(call compile,bench.txt,--extra bench --constraint requirements/dev.txt)
 
 .PHONY: clean
 clean: ## Remove caches, builds and var/. The virtual environment stays.
@@ -117,4 +125,8 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	  echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BENCH_STAMP): requirements/bench.txt $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/bench.txt
 	@touch $@
