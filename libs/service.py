@@ -5,6 +5,7 @@ traces, Postgres, NATS, the clock, the links, the gRPC server, the HTTP port. Th
 need each other and close in reverse: first no new calls, then no new frames, then the rest.
 """
 
+import gc
 import logging
 import os
 import socket
@@ -169,8 +170,20 @@ async def _serve(
             return {"postgres": None if await db.is_alive() else "Postgres does not answer"}
 
         await life.enter(TelemetryHttp(settings.http, registry=REGISTRY, readiness=readiness))
+        _calm_collector()
         log.info("Ready.", extra={"replica": replica, "grpc": server.address})
         await life.run_until_signalled()
+
+
+def _calm_collector() -> None:
+    """Have the garbage collector leave alone what lives as long as the process, and look less often at the rest.
+
+    Nearly nothing here is cyclic, but thousands of messages are alive at once: with the defaults, looking through them
+    again and again took a third of the scheduler's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 async def _start_clock(life: Lifecycle, db: Database, settings: BaseSettings) -> Clock:

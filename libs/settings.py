@@ -271,10 +271,10 @@ class ShardSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="CARILLON_SHARD_")
 
     count: int = Field(
-        64,
+        16,
         ge=1,
         le=1024,
         validation_alias="CARILLON_SHARDS",
         description="Shards the entities are spread over, fixed at install and the same for all services. The upper "
-        "limit of useful scheduler replicas; more shards mean smaller frames.",
+        "limit of useful scheduler replicas; more shards mean smaller frames, and each costs as much as a dozen timers.",
     )

@@ -21,7 +21,7 @@ _MICROSECOND = timedelta(microseconds=1)
 def scheduled(command: ScheduleTimer, *, shard: int, watermark: Mark) -> Timer | None:
     """The timer that was asked for, or the first occurrence; None: there is none."""
     timer_id, due_at, nominal_at = command.id, command.due_at, None
-    if command.recurrence is not None:
+    if command.recurrence is not None and command.accepted_at is not None:
         nominal_at = command.recurrence.first(command.accepted_at)
         if nominal_at is not None:
             timer_id = occurrence_id(command.id, nominal_at)

@@ -24,7 +24,7 @@ Refusal = tuple[int, str, str]
 """Why a command changed nothing: (google.rpc.Code, reason, message)."""
 
 
-class Command(Struct, frozen=True, kw_only=True):
+class Command(Struct, frozen=True, kw_only=True, gc=False):
     """What all commands have. `frame_id` and `index` say where the result goes."""
 
     frame_id: UUID
@@ -40,7 +40,10 @@ class Command(Struct, frozen=True, kw_only=True):
 
 
 class ScheduleTimer(Command, frozen=True, kw_only=True):
-    """Make a timer; with a recurrence, its first occurrence. `id` is the timer's, or the schedule's when it recurs."""
+    """Make a timer; with a recurrence, its first occurrence after `accepted_at`.
+
+    `id` is the timer's, or the schedule's when it recurs.
+    """
 
     id: UUID
     type: str
@@ -53,7 +56,7 @@ class ScheduleTimer(Command, frozen=True, kw_only=True):
     expires_at: datetime | None
     report_within: timedelta | None
     retry: RetryPolicy | None
-    accepted_at: datetime
+    accepted_at: datetime | None
 
 
 class OrderTimers(Command, frozen=True, kw_only=True):
@@ -110,14 +113,15 @@ class Tombstone(Struct, frozen=True, kw_only=True):
     order: Order
 
 
-class Outcome(Struct, frozen=True, kw_only=True):
-    """What a command gave, for its caller."""
+class Outcome(Struct, frozen=True, kw_only=True, gc=False):
+    """What a command gave, for its caller. `is_news`: it says more than that the command was obeyed."""
 
     frame_id: UUID
     index: int
     changed: int = 0
     already_left: int = 0
     error: Refusal | None = None
+    is_news: bool = True
 
 
 @dataclass(slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from services.scheduler.commands import Changes, Entity, Tombstone
 from services.scheduler.needs import Known
-from services.scheduler.timer import UNDER_WAY, State, Timer
+from services.scheduler.timer import State, Timer
 
 
 class Draft:
@@ -21,7 +21,7 @@ class Draft:
     def __init__(self, shard: int) -> None:
         self.changes = Changes(shard=shard)
         self.made: set[UUID] = set()  # Timers, schedules and runs.
-        self._inserted: defaultdict[Entity, list[UUID]] = defaultdict(list)
+        self._inserted: defaultdict[Entity, list[UUID]] | None = None  # Made when first asked for: few turns need it.
         self._buried: defaultdict[Entity, list[Tombstone]] = defaultdict(list)
         self._newest: dict[UUID, UUID] = {}  # By schedule.
         self._moved: defaultdict[UUID, set[UUID]] = defaultdict(set)  # By schedule.
@@ -29,7 +29,8 @@ class Draft:
     def insert(self, timer: Timer) -> None:
         """A new timer."""
         self.changes.inserts[timer.id] = timer
-        self._inserted[timer.tenant, timer.entity].append(timer.id)
+        if self._inserted is not None:
+            self._inserted[timer.tenant, timer.entity].append(timer.id)
         if timer.recurrence is not None:
             self._newest[timer.schedule_id] = timer.id
 
@@ -58,6 +59,10 @@ class Draft:
 
     def waiting(self, key: Entity, known: Known) -> list[Timer]:
         """An entity's timers that may still do something; those that are over by now may be among them."""
+        if self._inserted is None:
+            self._inserted = defaultdict(list)
+            for timer in self.changes.inserts.values():
+                self._inserted[timer.tenant, timer.entity].append(timer.id)
         new = (self.changes.inserts[timer_id] for timer_id in self._inserted.get(key, ()))
         return [*(self.now(timer.id) or timer for timer in known.waiting.get(key, ())), *new]
 
@@ -77,7 +82,7 @@ class Draft:
         found |= {timer_id: timer for timer_id in (*moved, *found) if (timer := self.now(timer_id)) is not None}
         under_way: dict[UUID, list[Timer]] = {}
         for timer in found.values():
-            if timer.state in UNDER_WAY:
+            if timer.is_under_way:
                 under_way.setdefault(timer.schedule_id, []).append(timer)
         return under_way
 
@@ -88,9 +93,9 @@ class Draft:
 
     def tombstones(self, key: Entity, known: Known, *, after: int) -> list[Tombstone]:
         """The orders to an entity's timers that were accepted later, in that order."""
-        both: Iterable[Tombstone] = (*known.tombstones.get(key, ()), *self._buried.get(key, ()))
-        if not both:  # Of a hundred thousand timers hardly one has any.
+        if not known.tombstones and not self._buried:  # Nearly always.
             return []
+        both: Iterable[Tombstone] = (*known.tombstones.get(key, ()), *self._buried.get(key, ()))
         return sorted((one for one in both if one.sequence > after), key=lambda one: one.sequence)
 
     def facts(self, key: Entity, known: Known) -> dict[str, Any]:

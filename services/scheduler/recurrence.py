@@ -74,7 +74,7 @@ class Recurrence(Struct, frozen=True, kw_only=True):
         return nominal_at + most * fraction_of(occurrence_id(schedule_id, nominal_at), 0)
 
     def is_missed(self, due_at: datetime, nominal_at: datetime, now: datetime) -> bool:
-        """Whether it comes too late to be fired. One that was rescheduled to earlier is not late before its own time."""
+        """Whether it comes too late to be fired. One rescheduled to an earlier time is not late before its own."""
         return now - max(due_at, nominal_at) > self._window
 
     def following(self, schedule_id: UUID, nominal_at: datetime, now: datetime, *, is_missed: bool) -> datetime | None:

@@ -98,8 +98,8 @@ class SchedulerSettings(Group):
         1 << 30,
         ge=1 << 20,
         le=1 << 44,
-        description="Size limit of the stream EVENTS, in bytes, which JetStream sets aside; 1 GiB holds about a million "
-        "small events. At the limit the oldest are dropped, so leave room for a week's.",
+        description="Size limit of the stream EVENTS, in bytes, which JetStream sets aside; 1 GiB holds about a "
+        "million small events. At the limit the oldest are dropped, so leave room for a week's.",
     )
     events_max_backlog: int = Field(
         100_000,

@@ -105,10 +105,11 @@ class Shard:
     def handle(self, commands: Iterable[Command], known: Known, now: datetime) -> None:
         """Obey commands, in order."""
         for command in commands:
-            already_left, error = 0, None
+            already_left, error, is_news = 0, None, True
             match command:
                 case ScheduleTimer():
                     changed, error = self._schedule(command, known, now)
+                    is_news = error is not None
                 case StartTimeline():
                     changed, error = self._start(command, known, now)
                 case OrderTimers():
@@ -130,6 +131,7 @@ class Shard:
                     changed=changed,
                     already_left=already_left,
                     error=error,
+                    is_news=is_news,
                 )
             )
 
@@ -184,8 +186,10 @@ class Shard:
         self._keep_near(timer)
 
     def _keep_near(self, timer: Timer) -> None:
-        if timer.state not in HAS_TURN or timer.mark <= self.watermark:
-            return  # In the latter case it has just fired.
+        if timer.state is not State.SCHEDULED and timer.state not in HAS_TURN:
+            return
+        if timer.fire_at <= self.watermark.at and timer.mark <= self.watermark:
+            return  # It has just fired.
         if self.horizon is not None and timer.mark > self.horizon:
             return  # A page will bring it.
         self._wheel.add(timer)
@@ -284,7 +288,7 @@ class Shard:
             self._draft.changes.attempts.append(verdicts.ended_attempt(timer, after, now))
         self._replace([timer], [after])
         # What is reported done while it is paused has been under way before.
-        if (timer.state in UNDER_WAY or timer.state is State.PAUSED) and after.state not in UNDER_WAY:
+        if timer.is_under_way and not after.is_under_way:
             self._release_buffered([after], known)
 
     def _release_buffered(self, ended: Iterable[Timer], known: Known) -> None:
@@ -334,7 +338,7 @@ class Shard:
             after = self._at_its_time(timer, known, now)
             if after.state is State.FIRED:
                 following += self._follow_ups(timer, known)
-                after = verdicts.fired(timer, after, watermark=self.watermark, now=now)
+                after = verdicts.fired(timer, after, now)
                 self._draft.changes.fired.append(timer)
         except Exception as err:  # noqa: BLE001 - outermost frame of a timer: its siblings must fire all the same.
             what = str(err) if isinstance(err, _CannotFire) else f"{type(err).__name__}: {err}"
@@ -343,10 +347,9 @@ class Shard:
 
     def _at_its_time(self, timer: Timer, known: Known, now: datetime) -> Timer:
         key = (timer.tenant, timer.entity)
-        siblings = self._draft.under_way({timer.schedule_id}, key, known).get(timer.schedule_id, ())
         return verdicts.at_its_time(
             timer,
-            siblings=[one for one in siblings if one.id != timer.id],
+            siblings=self._draft.under_way({timer.schedule_id}, key, known).get(timer.schedule_id, ()),
             facts=self._draft.facts(key, known),
             watermark=self.watermark,
             now=now,

@@ -88,8 +88,13 @@ timer = Table(
     Column("last_error", Text),
     Column("decided_at", _INSTANT),
     Column("note", Text),
-    # As timer.UNDER_WAY. A column of its own, because an index with `state` in its predicate would end HOT for all.
-    Column("is_under_way", Boolean, Computed("state = ANY (ARRAY[9, 10, 11, 12])", persisted=True), nullable=False),
+    # As Timer.is_under_way. A column of its own, because an index with `state` in its predicate would end HOT for all.
+    Column(
+        "is_under_way",
+        Boolean,
+        Computed("state = ANY (ARRAY[9, 10, 11, 12]) OR state = 2 AND attempts > 0", persisted=True),
+        nullable=False,
+    ),
     Index("timer_firing_order", "shard", "fire_at", "id"),
     Index("timer_entity", "tenant", "entity"),
     # One-shot timers, the great majority, are in none of these.

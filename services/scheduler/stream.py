@@ -61,6 +61,10 @@ def _schedule_timer(frame_id: UUID, index: int, entry: link_pb2.Entry) -> Schedu
     recurrence = recurrence_of(timer.recurrence, timer.accept_time) if timer.HasField("recurrence") else None
     if recurrence is None and not timer.HasField("due_time"):
         raise PoisonFrame(f"entry {index} says neither when nor how often")
+    target = timer.target
+    kind = target_kind_of(target)
+    # Tens of thousands a second come by here: what most of them have not is not even looked at.
+    condition = timer.condition if timer.HasField("condition") else None
     return ScheduleTimer(
         frame_id=frame_id,
         index=index,
@@ -71,14 +75,14 @@ def _schedule_timer(frame_id: UUID, index: int, entry: link_pb2.Entry) -> Schedu
         type=timer.type,
         due_at=from_timestamp(timer.due_time) if recurrence is None else None,
         recurrence=recurrence,
-        target_kind=target_kind_of(timer.target),
-        target=timer.target.SerializeToString(),
-        condition=timer.condition.cel,
-        asked=asked_of(timer.condition),
+        target_kind=kind,
+        target=target.SerializeToString(),
+        condition=condition.cel if condition is not None else "",
+        asked=asked_of(condition) if condition is not None else None,
         expires_at=from_timestamp(timer.expire_time) if timer.HasField("expire_time") else None,
-        report_within=report_within_of(timer.target.event),
+        report_within=report_within_of(target.event) if kind is TargetKind.EVENT else None,
         retry=retry_of(timer.retry_policy) if timer.HasField("retry_policy") else None,
-        accepted_at=from_timestamp(timer.accept_time),
+        accepted_at=None if recurrence is None else from_timestamp(timer.accept_time),
     )
 
 
@@ -264,7 +268,7 @@ def results_of(outcomes: Sequence[Outcome]) -> dict[UUID, list[link_pb2.EntryRes
     """Per frame the results worth telling: counts and refusals."""
     results: dict[UUID, list[link_pb2.EntryResult]] = {}
     for outcome in outcomes:
-        if not (outcome.changed or outcome.already_left or outcome.error):
+        if not outcome.is_news:
             continue
         code, reason, message = outcome.error or (0, "", "")
         results.setdefault(outcome.frame_id, []).append(

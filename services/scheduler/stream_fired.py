@@ -7,9 +7,8 @@ from uuid import UUID
 from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import timer_pb2
 
-from libs.ids import derived_id
 from libs.links.frames import Addressed
-from libs.wire import to_timestamp
+from libs.wire import set_timestamp
 from services.scheduler.events import OutgoingEvent
 from services.scheduler.stream_events import encode_event
 from services.scheduler.timer import TargetKind, Timer
@@ -35,11 +34,11 @@ def _addressed(timer: Timer, target: link_pb2.TimerTarget) -> Addressed:
     entry = link_pb2.Entry(tenant=timer.tenant, sequence=timer.sequence)
     match timer.target_kind:
         case TargetKind.NOTIFICATION:
-            entry.notification.CopyFrom(_notification(timer, target))
+            _fill(entry.notification, timer, target)
             return Addressed(receiver="digest", entry=entry)
         case TargetKind.CLOSE_WINDOW:
             entry.close_window.window_id = target.close_window.window_id
-            entry.close_window.due_time.CopyFrom(to_timestamp(timer.due_at))
+            set_timestamp(entry.close_window.due_time, timer.due_at)
             return Addressed(receiver="digest", entry=entry)
         case TargetKind.REQUEST_DUE:
             entry.request_due.CopyFrom(target.request_due)
@@ -56,17 +55,15 @@ def _event(timer: Timer, event: timer_pb2.EventContent, now: datetime) -> Outgoi
     return encode_event(timer, event, attempt=timer.attempts + 1, deadline=deadline)
 
 
-def _notification(timer: Timer, target: link_pb2.TimerTarget) -> link_pb2.Notification:
-    notification = link_pb2.Notification(
-        id=derived_id("timer-notification", timer.id).bytes,
-        content=target.notification,
-        entity=timer.entity,
-        occur_time=to_timestamp(timer.due_at),
-        timer_id=timer.id.bytes,
-        schedule_id=timer.schedule_id.bytes,
-        timer_type=timer.type,
-        timeline=timer.step_of.timeline if timer.step_of else "",
-    )
+def _fill(notification: link_pb2.Notification, timer: Timer, target: link_pb2.TimerTarget) -> None:
+    """The notification has its timer's id: a timer fires once, so whoever makes it again makes the same."""
+    notification.id = notification.timer_id = timer.id.bytes
+    notification.schedule_id = timer.id.bytes if timer.schedule_id is timer.id else timer.schedule_id.bytes
+    notification.content.CopyFrom(target.notification)
+    notification.entity = timer.entity
+    notification.timer_type = timer.type
+    set_timestamp(notification.occur_time, timer.due_at)
+    if timer.step_of is not None:
+        notification.timeline = timer.step_of.timeline
     if timer.expires_at is not None:
-        notification.expire_time.CopyFrom(to_timestamp(timer.expires_at))
-    return notification
+        set_timestamp(notification.expire_time, timer.expires_at)

@@ -78,7 +78,7 @@ class StepOf:
     step: str
 
 
-class Timer(Struct, frozen=True, kw_only=True):
+class Timer(Struct, frozen=True, kw_only=True, gc=False):
     """A timer as it is stored. `target` is opaque here: a serialized link.v1.TimerTarget of `target_kind`.
 
     `sequence` orders it against cancels (0: none can overtake it); occurrences and follow-ups inherit it. A Struct,
@@ -130,6 +130,11 @@ class Timer(Struct, frozen=True, kw_only=True):
             and self.expires_at is None
             and self.report_within is None
         )
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether its time has come and its outcome has not, a paused retry included."""
+        return self.state in UNDER_WAY or (self.state is State.PAUSED and self.attempts > 0)
 
     @property
     def mark(self) -> Mark:

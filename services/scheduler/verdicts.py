@@ -115,7 +115,7 @@ def after_failure(timer: Timer, error: str, *, watermark: Mark, now: datetime) -
     return replace(timer, state=State.RETRYING, holds=None, asks=0, fire_at=fire_at, last_error=error[:MAX_ERROR])
 
 
-def fired(timer: Timer, verdict: Timer, *, watermark: Mark, now: datetime) -> Timer:
+def fired(timer: Timer, verdict: Timer, now: datetime) -> Timer:
     """What is stored of a firing: it awaits its report, or lies behind the watermark as SCHEDULED.
 
     The same timer where nothing needs to be stored: the watermark says it.
@@ -126,7 +126,7 @@ def fired(timer: Timer, verdict: Timer, *, watermark: Mark, now: datetime) -> Ti
             state=State.AWAITING,
             attempts=timer.attempts + 1,
             first_attempt_at=timer.first_attempt_at or now,
-            fire_at=fire_time(now + timer.report_within, watermark),
+            fire_at=now + timer.report_within,
             decided_at=None,
         )
     if timer.state is State.SCHEDULED and verdict.note is None:

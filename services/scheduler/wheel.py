@@ -20,7 +20,7 @@ TICK = timedelta(milliseconds=50)
 SLOTS = 1024
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_by_mark = attrgetter("mark")
+_by_mark = attrgetter("fire_at", "id.int")  # As `mark`; comparing UUIDs themselves is slow.
 _by_fire_at = attrgetter("fire_at")
 
 
@@ -48,7 +48,10 @@ class Wheel:
             return
         tick = _tick(timer.fire_at)
         if tick <= self._cursor:
-            insort(self._ready, timer, key=_by_mark)
+            if self._ready and _by_mark(timer) < _by_mark(self._ready[-1]):
+                insort(self._ready, timer, key=_by_mark)
+            else:  # Pages come in order.
+                self._ready.append(timer)
             self._ids[timer.id] = None
         else:
             self._put(timer, tick % SLOTS)

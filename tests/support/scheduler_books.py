@@ -12,6 +12,8 @@ from tests.support.durable_peer import Received
 CLOCK_SLACK = timedelta(seconds=0.25)
 """How far the scheduler's reckoning of the database's clock may be ahead of the test's clock."""
 
+_SHOWN = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -66,16 +68,17 @@ class Books:
         return len(self.once) + len(self.never) + sum(len(one.timer_ids) for one in self.cancels)
 
     def differences(self, received: Sequence[Received], rows: Mapping[UUID, Row]) -> list[str]:
-        """A sentence for everything that is otherwise than it must be."""
+        """A sentence for everything that is otherwise than it must be; of each kind the first few."""
         times = Counter(one.timer_id for one in received)
-        return [
-            *self.failures,
-            *self._wrong_once(times, rows),
-            *self._wrong_never(times, rows),
-            *(line for cancel in self.cancels for line in _wrong_cancel(cancel, received, times, rows)),
-            *self._wrong_chains(received, rows),
-            *self._strangers(received, rows),
-        ]
+        kinds = (
+            self._wrong_once(times, rows),
+            self._wrong_never(times, rows),
+            (line for cancel in self.cancels for line in _wrong_cancel(cancel, times, rows)),
+            self._wrong_chains(received, rows),
+            self._strangers(received, rows),
+            self.failures,
+        )
+        return [line for kind in kinds for line in _first_few(list(kind))]
 
     def _wrong_once(self, times: Counter[UUID], rows: Mapping[UUID, Row]) -> Iterator[str]:
         for timer_id in self.once:
@@ -110,9 +113,12 @@ class Books:
                 yield f"came, and nobody had asked for it: {_told(one.timer_id, rows)}"
 
 
-def _wrong_cancel(
-    cancel: Cancel, received: Sequence[Received], times: Counter[UUID], rows: Mapping[UUID, Row]
-) -> Iterator[str]:
+def _first_few(lines: Sequence[str]) -> list[str]:
+    more = len(lines) - _SHOWN
+    return [*lines[:_SHOWN], *([f"… and {more:,} more like these"] if more > 0 else [])]
+
+
+def _wrong_cancel(cancel: Cancel, times: Counter[UUID], rows: Mapping[UUID, Row]) -> Iterator[str]:
     fired = {timer_id for timer_id in cancel.timer_ids if times[timer_id]}
     for timer_id in cancel.timer_ids:
         if times[timer_id] > 1:

@@ -305,7 +305,7 @@ class Table:
         for row in self.rows.values():
             if row.schedule_id == row.id:
                 continue
-            if row.schedule_id in siblings and row.state in UNDER_WAY:
+            if row.schedule_id in siblings and row.is_under_way:
                 known.siblings.setdefault(row.schedule_id, []).append(row)
             if row.schedule_id in needs.schedules and row.recurrence is not None and row.nominal_at is not None:
                 newest = known.schedules.get(row.schedule_id)

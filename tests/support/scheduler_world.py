@@ -210,7 +210,10 @@ class SchedulerWorld:
         async with asyncio.timeout(timeout):
             while True:
                 async with self.db.read() as tx:
-                    row = await (await tx.raw.execute("SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM event_outbox)")).fetchone()
+                    cursor = await tx.raw.execute(
+                        "SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM event_outbox)"
+                    )
+                    row = await cursor.fetchone()
                 if row == (0,):
                     return
                 await asyncio.sleep(0.02)

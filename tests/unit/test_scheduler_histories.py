@@ -43,7 +43,8 @@ _actions = st.lists(
 
 
 def _orders(table: Table, name: str, first: int, second: int) -> Command | None:
-    whom: dict[str, Any] = [{}, {"type": "a"}, {"ids": [derived_id("timer", first)]}, {"timeline": "trial"}][second % 4]
+    selections: list[dict[str, Any]] = [{}, {"type": "a"}, {"ids": [derived_id("timer", first)]}, {"timeline": "trial"}]
+    whom = selections[second % 4]
     match name:
         case "cancel" if second < 9 or whom:  # Not everything all the time.
             return table.cancel(**whom)

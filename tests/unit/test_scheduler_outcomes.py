@@ -118,16 +118,13 @@ def test_a_report_in_the_turn_of_its_deadline_wins() -> None:
     assert (table.state_of(one.id), _told(table, one.id)) == (State.DONE, [(1, None)])
 
 
-def test_a_deadline_holds_when_the_clock_has_gone_back() -> None:
+def test_a_retry_holds_when_the_clock_has_gone_back() -> None:
     """A turn before the watermark would never come."""
-    table = Table()
-    table.run(table.schedule(NOW))
+    table, one = _at_attempt(1)
     table.now = NOW - DAY
-    table.run(one := table.event(NOW - 2 * DAY))
-    table.run(until=NOW + SECOND)
-    assert table.state_of(one.id) is State.AWAITING
-    table.run(until=NOW + 2 * MINUTE)
-    assert table.state_of(one.id) is State.RETRYING
+    table.turn(table.report(one.id, error="no room"))
+    assert table.rows[one.id].mark > table.watermark
+    assert ids(table.run(until=NOW + SECOND)) == [one.id]
 
 
 # Reports that come late, twice, or astray
@@ -226,6 +223,7 @@ def test_delays_use_the_whole_range_and_differ_between_timers_and_attempts() -> 
     at = [policy.next_at(UUID(int=n), 1 + n % 5, first_at=NOW, now=NOW) for n in range(1_000)]
     delays_s = sorted((one - NOW).total_seconds() for one in at if one is not None)
     assert len(set(delays_s)) == 1_000
+    assert len({policy.next_at(UUID(int=7), n, first_at=NOW, now=NOW) for n in range(1, 100)}) == 99
     assert delays_s[0] < 2
     assert delays_s[-1] > 98
     assert 45 < sum(delays_s) / 1_000 < 55

@@ -182,6 +182,27 @@ def test_an_occurrence_waits_for_one_that_was_triggered(is_reported: bool) -> No
     assert _states(table)[0] is AWAITING
 
 
+def test_an_occurrence_waits_for_all_that_are_under_way() -> None:
+    """For the one before it, and for one that was triggered meanwhile."""
+    table = _table(Overlap.BUFFER_ONE, until_hour=2)
+    table.run(trigger := table.trigger(SCHEDULE), until=SECOND)
+    table.run(table.report(_occurrence(table, 1).id), until=SECOND)
+    assert _states(table)[:2] == [State.DONE, BUFFERED]
+    table.run(table.report(trigger.id), until=SECOND)
+    assert _states(table)[:2] == [State.DONE, AWAITING]
+
+
+def test_an_occurrence_that_is_released_and_has_not_had_its_turn_cannot_be_held_back() -> None:
+    """What follows it has been made; it would be made again."""
+    table = _table(Overlap.BUFFER_ONE, until_hour=2)
+    table.turn(table.report(_occurrence(table, 1).id), most_timers=0)
+    orders = [table.pause(), table.reschedule(NOW + DAY), table.resume()]
+    for order in orders:
+        table.turn(order, most_timers=0)
+    table.run(until=SECOND)
+    assert _states(table) == [State.DONE, AWAITING, SCHEDULED]
+
+
 def test_other_schedules_of_the_entity_are_in_nobodys_way() -> None:
     """Overlap is a matter of one schedule."""
     table = _table(Overlap.SKIP)

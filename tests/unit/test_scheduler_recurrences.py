@@ -207,6 +207,17 @@ def _model(recurrence: Recurrence, every: int, is_up: Sequence[bool]) -> list[da
     return fires
 
 
+@pytest.mark.parametrize("misfire", Misfire)
+def test_the_jitter_of_a_missed_occurrence_counts_for_it(misfire: Misfire) -> None:
+    """Its nominal time lies before the catch-up window and it came due within: it is not missed."""
+    recurrence = hourly(jitter=HOUR, misfire=misfire, catch_up=MINUTE)
+    due_at = recurrence.due_at(SCHEDULE, NOW + 3 * HOUR)
+    assert due_at > NOW + 3 * HOUR + 2 * MINUTE
+    table = _table(recurrence=recurrence)
+    table.run(until=due_at + SECOND)
+    assert _hours(table) == [3]
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     every=st.sampled_from(_EVERY),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.ids import derived_id, new_id
+from services.scheduler import verdicts
 from services.scheduler.commands import ScheduleTimer, StartTimeline
 from services.scheduler.facts import MAX_FACTS_CHARACTERS, merge_patch
 from services.scheduler.timer import Mark, State
@@ -230,6 +231,23 @@ def test_a_condition_that_fails_says_why() -> None:
     one = table.schedule(NOW, condition="facts.gone")
     table.run(one)
     assert table.rows[one.id].last_error == "there is no 'gone'; where it may be missing, ask has() first"
+
+
+def test_a_condition_that_raises_is_recorded_as_failed_and_its_siblings_fire(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises; an occurrence has its successor all the same."""
+
+    def broken(text: str) -> None:
+        raise RuntimeError(f"no way to read {text}")
+
+    monkeypatch.setattr(verdicts, "compile_condition", broken)
+    table = Table()
+    table.turn(
+        schedule := table.schedule(None, recurrence=hourly(), condition="x"), sibling := table.schedule(NOW + HOUR)
+    )
+    assert ids(table.run(until=NOW + HOUR)) == [sibling.id]
+    failed, following = table.of(schedule.id)
+    assert (failed.state, failed.last_error) == (State.FAILED, "RuntimeError: no way to read x")
+    assert (following.state, following.due_at) == (State.SCHEDULED, NOW + 2 * HOUR)
 
 
 def test_a_recurrence_goes_on_whatever_becomes_of_an_occurrence() -> None:

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from services.scheduler.timer import Timer
 from services.scheduler.wheel import SLOTS, TICK, Wheel
@@ -19,7 +20,7 @@ _offsets = st.one_of(
 _operations = st.lists(
     st.one_of(
         st.tuples(st.just("add"), _offsets),
-        st.tuples(st.just("remove"), st.integers(0, 200)),
+        st.tuples(st.just("remove"), st.lists(st.integers(0, 200), max_size=5)),
         st.tuples(st.just("take"), st.tuples(_offsets, st.integers(1, 8))),
         st.tuples(st.just("cut"), st.integers(1, 8)),
     ),
@@ -41,10 +42,10 @@ def test_inv5_the_wheel_gives_what_a_sorted_list_gives(operations: list[tuple[st
                 made.append(one)
                 wheel.add(one)
                 model = sorted([*model, one], key=lambda it: it.mark)
-            case "remove", int() as index if made:
-                gone = made[index % len(made)].id
-                wheel.remove([gone])
-                model = [it for it in model if it.id != gone]
+            case "remove", list() as indexes if made:
+                gone = {made[index % len(made)].id for index in indexes} | {UUID(int=0)}  # Nobody's.
+                wheel.remove(gone)
+                model = [it for it in model if it.id not in gone]
             case "take", (timedelta() as offset, int() as limit):
                 now = max(now, now + offset)
                 due = [it for it in model if it.fire_at <= now][:limit]
@@ -57,6 +58,21 @@ def test_inv5_the_wheel_gives_what_a_sorted_list_gives(operations: list[tuple[st
         assert len(wheel) == len(model)
         assert wheel.next_at() == (model[0].fire_at if model else None)
     assert wheel.take_due(datetime.max.replace(tzinfo=NOW.tzinfo), 1_000) == model
+
+
+def test_a_timer_that_moves_is_found_at_its_new_time_only() -> None:
+    """Taken out, whether the clock has passed it or not, and put in again."""
+    wheel = Wheel(NOW)
+    one, passed = timer(NOW + MINUTE), timer(NOW + SECOND)
+    wheel.add(one)
+    wheel.add(passed)
+    assert wheel.take_due(NOW + SECOND, 0) == []
+    wheel.remove([one.id, passed.id])
+    moved = [replace(one, fire_at=NOW + 2 * SECOND), replace(passed, fire_at=NOW + 3 * SECOND)]
+    for each in moved:
+        wheel.add(each)
+    assert wheel.next_at() == NOW + 2 * SECOND
+    assert wheel.take_due(NOW + MINUTE, 9) == moved
 
 
 def test_timers_of_the_same_instant_come_in_the_order_of_their_ids() -> None:

@@ -27,7 +27,8 @@ CREATE TABLE timer (
     run_id uuid, timeline text, timeline_version integer, step text,
     asks smallint NOT NULL, holds boolean, attempts smallint NOT NULL, first_attempt_at timestamptz, last_error text,
     decided_at timestamptz, note text,
-    is_under_way boolean NOT NULL GENERATED ALWAYS AS (state IN (9, 10, 11, 12)) STORED) WITH (fillfactor = 90);
+    is_under_way boolean NOT NULL GENERATED ALWAYS AS
+        (state = ANY (ARRAY[9, 10, 11, 12]) OR state = 2 AND attempts > 0) STORED) WITH (fillfactor = 90);
 CREATE INDEX timer_firing_order ON timer (shard, fire_at, id);
 CREATE INDEX timer_entity ON timer (tenant, entity);
 CREATE INDEX timer_schedule ON timer (schedule_id, nominal_at) WHERE schedule_id <> id;
