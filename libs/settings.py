@@ -276,5 +276,5 @@ class ShardSettings(Settings):
         le=1024,
         validation_alias="CARILLON_SHARDS",
         description="Shards the entities are spread over, fixed at install and the same for all services. The upper "
-        "limit of useful scheduler replicas; more shards mean smaller frames, and each costs as much as a dozen timers.",
+        "limit of useful scheduler replicas; more shards mean smaller frames, each as costly as a dozen timers.",
     )

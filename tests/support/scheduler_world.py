@@ -231,7 +231,8 @@ class SchedulerWorld:
     async def stored(self, timer_id: UUID) -> tuple[Any, ...] | None:
         """(state, last error or note) of a timer."""
         async with self.db.read() as tx:
-            cursor = await tx.raw.execute("SELECT state, coalesce(last_error, note) FROM timer WHERE id = %s", (timer_id,))
+            query = "SELECT state, coalesce(last_error, note) FROM timer WHERE id = %s"
+            cursor = await tx.raw.execute(query, (timer_id,))
             return await cursor.fetchone()
 
 
