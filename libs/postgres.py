@@ -19,7 +19,8 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Self, cast
+from itertools import chain, islice
+from typing import Any, LiteralString, Self, cast
 
 import psycopg
 from psycopg import sql
@@ -48,6 +49,10 @@ _TRANSIENT_STATES = frozenset(
         "57P05",  # idle_session_timeout
     }
 )
+
+
+FEW_ROWS = 8
+"""Up to here an INSERT is cheaper than a COPY."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,24 +150,35 @@ async def copy_rows(
 ) -> int:
     """COPY `rows` (values in the order of `columns`) into `table` and return how many there were.
 
+    A handful with types goes by INSERT: one round trip, where COPY takes four.
+
     `types` are the columns' Postgres type names (`uuid`, `timestamptz`, `int8`, `text`…). With them the binary format
     is used: 600k rows/s of five columns, against 240k/s in text. It is strict: the types must be exactly the columns'.
     Without, Postgres converts from text by itself. `table` is in the session's schema unless it says otherwise.
     """
     path = [part for part in (table.schema, table.name) if part] if isinstance(table, Table) else [table]
-    statement = sql.SQL("COPY {} ({}) FROM STDIN {}").format(
-        sql.Identifier(*path),
-        sql.SQL(", ").join(map(sql.Identifier, columns)),
-        sql.SQL("(FORMAT binary)" if types else ""),
-    )
+    into = sql.SQL("{} ({})").format(sql.Identifier(*path), sql.SQL(", ").join(map(sql.Identifier, columns)))
+    rows = iter(rows)
+    few = list(islice(rows, FEW_ROWS + 1)) if types else []
+    if types and len(few) <= FEW_ROWS:
+        if few:
+            await tx.raw.execute(_insert(into, types, len(few)), [value for row in few for value in row])
+        return len(few)
+    statement = sql.SQL("COPY {} FROM STDIN {}").format(into, sql.SQL("(FORMAT binary)" if types else ""))
     count = 0
     async with tx.raw.cursor() as cursor, cursor.copy(statement) as copy:
         if types:
             copy.set_types(types)
-        for row in rows:
+        for row in chain(few, rows):
             await copy.write_row(row)
             count += 1
     return count
+
+
+def _insert(into: sql.Composed, types: Sequence[str], rows: int) -> sql.Composed:
+    values = [sql.SQL("%s::{}").format(sql.SQL(cast(LiteralString, one))) for one in types]
+    row = sql.SQL("({})").format(sql.SQL(", ").join(values))
+    return sql.SQL("INSERT INTO {} VALUES {}").format(into, sql.SQL(", ").join([row] * rows))
 
 
 def is_transient(error: BaseException) -> bool:

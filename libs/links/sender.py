@@ -51,6 +51,9 @@ _QUEUE_BYTES = 64 << 20
 """What waits to be published in this process; what is above this the sweeper publishes (INV-9)."""
 
 _CONFIRM_FRAMES = 1_000
+_GATHER_S = 0.02
+"""Frames with receipts are forgotten together, this often at most: nobody waits for it."""
+
 _STATS_INTERVAL_S = 1.0
 
 
@@ -250,6 +253,7 @@ class Sender:
     async def _confirm_loop(self) -> None:
         while True:
             await self._has_confirmed.wait()
+            await asyncio.sleep(_GATHER_S)
             self._has_confirmed.clear()
             while self._confirmed:
                 if not await self._attempt("confirm frames", self.confirm_once()):
