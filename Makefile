@@ -10,6 +10,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TIMERS ?= 5000
+HISTORIES ?= 10000
 BENCH_STAMP := $(VENV)/.installed-bench
 CODE := $(wildcard cli libs local services tests tools)
 BASELINE := proto/v1.binpb
@@ -63,8 +65,9 @@ layers: $(STAMP) ## Check that imports point one way.
 	$(BIN)/python -m pytest --quiet tests/unit/test_layering.py
 
 .PHONY: chaos
-chaos: $(STAMP) ## Kill -9 each service in the middle of the demo, twice; the same numbers must come out.
-	$(BIN)/python -m pytest tests/chaos $(ARGS)
+chaos: $(STAMP) ## Kill processes, take away NATS and Postgres; simulate 10,000 histories. HISTORIES=500 TIMERS=50000 size it.
+	CARILLON_TEST_TIMERS=$(TIMERS) $(BIN)/python -m pytest tests/chaos $(ARGS)
+	$(BIN)/python -m tests.simulation --seeds $(HISTORIES)
 
 ##@ Measuring
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from services.scheduler.attempts import EndedAttempt, RetryPolicy
 from services.scheduler.conditions import Question, ServiceCondition
+from services.scheduler.facts import Facts
 from services.scheduler.orders import Order
 from services.scheduler.recurrence import Recurrence
 from services.scheduler.timer import Mark, TargetKind, Timer
@@ -133,7 +134,7 @@ class Changes:
     updates: dict[UUID, Timer] = field(default_factory=dict)
     attempts: list[EndedAttempt] = field(default_factory=list)
     tombstones: list[Tombstone] = field(default_factory=list)
-    facts: dict[Entity, dict[str, Any]] = field(default_factory=dict)
+    facts: dict[Entity, Facts] = field(default_factory=dict)
     fired: list[Timer] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)

@@ -7,10 +7,10 @@ up something asks the draft, which looks at the turn's own changes first.
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from itertools import chain
-from typing import Any
 from uuid import UUID
 
 from services.scheduler.commands import Changes, Entity, Tombstone
+from services.scheduler.facts import NOTHING_KNOWN, Facts
 from services.scheduler.needs import Known
 from services.scheduler.timer import State, Timer
 
@@ -98,6 +98,6 @@ class Draft:
         both: Iterable[Tombstone] = (*known.tombstones.get(key, ()), *self._buried.get(key, ()))
         return sorted((one for one in both if one.sequence > after), key=lambda one: one.sequence)
 
-    def facts(self, key: Entity, known: Known) -> dict[str, Any]:
+    def facts(self, key: Entity, known: Known) -> Facts:
         """What is known of an entity."""
-        return self.changes.facts.get(key, known.facts.get(key, {}))
+        return self.changes.facts.get(key, known.facts.get(key, NOTHING_KNOWN))

@@ -7,7 +7,6 @@ no I/O.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
@@ -25,6 +24,7 @@ from services.scheduler.commands import (
     TriggerSchedule,
 )
 from services.scheduler.conditions import Answer
+from services.scheduler.facts import Facts
 from services.scheduler.recurrence import Overlap
 from services.scheduler.timelines import Timeline
 from services.scheduler.timer import Timer
@@ -76,7 +76,7 @@ class Known:
 
     tombstones: dict[Entity, list[Tombstone]] = field(default_factory=dict)
     waiting: dict[Entity, list[Timer]] = field(default_factory=dict)
-    facts: dict[Entity, dict[str, Any]] = field(default_factory=dict)
+    facts: dict[Entity, Facts] = field(default_factory=dict)
     newest_timelines: dict[tuple[str, str], Timeline] = field(default_factory=dict)
     timelines: dict[tuple[str, str, int], Timeline] = field(default_factory=dict)
     ids: set[UUID] = field(default_factory=set)

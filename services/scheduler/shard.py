@@ -42,7 +42,7 @@ from services.scheduler.commands import (
 )
 from services.scheduler.conditions import Answer, Question
 from services.scheduler.draft import Draft
-from services.scheduler.facts import MAX_FACTS_CHARACTERS, merge_patch
+from services.scheduler.facts import MAX_FACTS_CHARACTERS
 from services.scheduler.needs import Known, Needs, needs_of
 from services.scheduler.orders import obey
 from services.scheduler.timer import HAS_TURN, UNDER_WAY, Mark, State, Timer, fire_time, origin_of
@@ -197,11 +197,11 @@ class Shard:
             self.horizon = last
 
     def _put_facts(self, command: PutFacts, known: Known) -> tuple[int, Refusal | None]:
-        merged = merge_patch(self._draft.facts(command.key, known), command.patch)
-        if len(json.dumps(merged)) > MAX_FACTS_CHARACTERS:
+        facts = self._draft.facts(command.key, known).patched(command.sequence, command.patch)
+        if len(json.dumps(facts.now)) > MAX_FACTS_CHARACTERS:
             message = f"the facts of {command.entity} would exceed {MAX_FACTS_CHARACTERS} characters of JSON"
             return 0, (_FAILED_PRECONDITION, "TOO_MANY_FACTS", message)
-        self._draft.changes.facts[command.key] = merged
+        self._draft.changes.facts[command.key] = facts
         return 1, None
 
     # Orders
@@ -350,7 +350,7 @@ class Shard:
         return verdicts.at_its_time(
             timer,
             siblings=self._draft.under_way({timer.schedule_id}, key, known).get(timer.schedule_id, ()),
-            facts=self._draft.facts(key, known),
+            facts=self._draft.facts(key, known).now,
             watermark=self.watermark,
             now=now,
         )
@@ -370,7 +370,7 @@ class Shard:
             "timer_id": str(timer.id),
             "type": timer.type,
             "due_time": timer.due_at.isoformat(),
-            "facts": self._draft.facts((timer.tenant, timer.entity), known),
+            "facts": self._draft.facts((timer.tenant, timer.entity), known).now,
         }
         return Question(shard=self.number, timer_id=timer.id, number=timer.asks, condition=timer.asked, about=about)
 

@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 
 from libs.postgres import Transaction, copy_rows
 from services.scheduler.commands import Changes, Entity, Tombstone
+from services.scheduler.facts import Facts
 from services.scheduler.needs import Known, Needs, Past, Range
 from services.scheduler.orders import Action, Order, Selection
 from services.scheduler.store_rows import COLUMNS, SELECT, TYPES, row_of, timeline_of, timer_of
@@ -125,11 +126,13 @@ class TurnStore:
                 known.waiting.setdefault((timer.tenant, timer.entity), []).append(timer)
         if needs.facts:
             cursor = await tx.raw.execute(
-                "SELECT tenant, entity, facts FROM facts"
+                "SELECT tenant, entity, facts, base, recent FROM facts"
                 " JOIN unnest(%s::text[], %s::text[]) AS asked (tenant, entity) USING (tenant, entity)",
                 _columns(needs.facts),
             )
-            known.facts = {(tenant, entity): facts for tenant, entity, facts in await cursor.fetchall()}
+            for tenant, entity, now, base, recent in await cursor.fetchall():
+                patches = tuple((sequence, patch) for sequence, patch in recent)
+                known.facts[tenant, entity] = Facts(now=now, base=base, recent=patches)
         if needs.newest_timelines:
             known.newest_timelines = await self._newest_timelines(tx, needs.newest_timelines)
         if needs.timelines:
@@ -265,13 +268,19 @@ class TurnStore:
             await copy_rows(tx, "tombstone", _TOMBSTONE_COLUMNS, rows, types=_TOMBSTONE_TYPES)
 
     async def _write_facts(self, tx: Transaction, changes: Sequence[Changes], now: datetime) -> None:
-        rows = [(*key, one.shard, Jsonb(facts), now) for one in changes for key, facts in one.facts.items()]
+        rows = [
+            (*key, one.shard, Jsonb(facts.now), Jsonb(facts.base), Jsonb(facts.recent), now)
+            for one in changes
+            for key, facts in one.facts.items()
+        ]
         if rows:
             async with tx.raw.cursor() as cursor:
                 await cursor.executemany(
-                    "INSERT INTO facts (tenant, entity, shard, facts, changed_at) VALUES (%s, %s, %s, %s, %s)"
+                    "INSERT INTO facts (tenant, entity, shard, facts, base, recent, changed_at)"
+                    " VALUES (%s, %s, %s, %s, %s, %s, %s)"
                     " ON CONFLICT (tenant, entity) DO UPDATE SET"
-                    " facts = EXCLUDED.facts, changed_at = EXCLUDED.changed_at",
+                    " facts = EXCLUDED.facts, base = EXCLUDED.base, recent = EXCLUDED.recent,"
+                    " changed_at = EXCLUDED.changed_at",
                     rows,
                 )
 

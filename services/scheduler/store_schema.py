@@ -145,6 +145,9 @@ facts = Table(
     Column("entity", Text, primary_key=True),
     Column("shard", Integer, nullable=False),
     Column("facts", JSONB, nullable=False),
+    # For patches that arrive late: the last few, and what was known before them.
+    Column("base", JSONB, nullable=False),
+    Column("recent", JSONB, nullable=False),
     Column("changed_at", _INSTANT, nullable=False, server_default=_NOW),
 )
 

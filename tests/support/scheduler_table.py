@@ -26,6 +26,7 @@ from services.scheduler.commands import (
     TriggerSchedule,
 )
 from services.scheduler.conditions import Answer, Question
+from services.scheduler.facts import Facts
 from services.scheduler.needs import Known, Needs, Past, needs_of_answers, needs_to_fire
 from services.scheduler.orders import Action, Order, Selection
 from services.scheduler.recurrence import Recurrence
@@ -96,7 +97,7 @@ class Table:
     now: datetime = NOW
     watermark: Mark = BEGINNING
     rows: dict[UUID, Timer] = field(default_factory=dict)
-    facts: dict[Entity, dict[str, Any]] = field(default_factory=dict)
+    facts: dict[Entity, Facts] = field(default_factory=dict)
     tombstones: list[Tombstone] = field(default_factory=list)
     timelines: list[Timeline] = field(default_factory=list)
     attempts: list[EndedAttempt] = field(default_factory=list)

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from services.scheduler.commands import ScheduleTimer
 from services.scheduler.conditions import MAX_ASKS, NoAnswer, ServiceCondition
+from services.scheduler.facts import Facts
 from services.scheduler.timer import State
 from tests.support.scheduler_table import DAY, HOUR, MINUTE, NOW, SECOND, Table, hourly, ids
 
@@ -18,7 +19,7 @@ def _asked(no_answer: NoAnswer = NoAnswer.FAIL) -> ServiceCondition:
 
 def _asking(**more: Any) -> tuple[Table, ScheduleTimer]:
     """A table whose timer is being asked about for the first time."""
-    table = Table(facts={("acme", "e"): {"sku": 7}})
+    table = Table(facts={("acme", "e"): Facts(now={"sku": 7})})
     table.run(one := table.schedule(NOW, **{"asked": _asked(), "type": "offer", **more}))
     assert table.state_of(one.id) is State.ASKING
     return table, one
@@ -32,7 +33,7 @@ def _ask_all(table: Table, timer_id: UUID) -> None:
 
 def test_a_timer_that_is_due_asks_and_does_not_hold_up_the_others() -> None:
     """The question says what the service needs; the sibling fires in the same turn."""
-    table = Table(facts={("acme", "e"): {"sku": 7}})
+    table = Table(facts={("acme", "e"): Facts(now={"sku": 7})})
     one, sibling = table.schedule(NOW, asked=_asked(), type="offer"), table.schedule(NOW)
     assert ids(table.run(one, sibling)) == [sibling.id]
     (question,) = table.questions

@@ -305,7 +305,7 @@ def test_facts_of_one_entity_are_bounded() -> None:
     (outcome,) = table.turn(table.put_facts(large="x" * MAX_FACTS_CHARACTERS)).outcomes
     assert outcome.error is not None
     assert outcome.error[1] == "TOO_MANY_FACTS"
-    assert table.facts["acme", "e"] == {"kept": 1}
+    assert table.facts["acme", "e"].now == {"kept": 1}
 
 
 # Reading ahead

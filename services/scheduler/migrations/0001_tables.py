@@ -50,6 +50,7 @@ CREATE INDEX tombstone_age ON tombstone USING brin (created_at);
 
 CREATE TABLE facts (
     tenant text NOT NULL, entity text NOT NULL, shard integer NOT NULL, facts jsonb NOT NULL,
+    base jsonb NOT NULL, recent jsonb NOT NULL,
     changed_at timestamptz NOT NULL DEFAULT clock_timestamp(), PRIMARY KEY (tenant, entity));
 
 CREATE TABLE event_outbox (
