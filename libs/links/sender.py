@@ -95,9 +95,11 @@ class Sender:
             ):
                 counter.labels(receiver)
 
-    def pack(self, addressed: Iterable[Addressed]) -> tuple[list[OutgoingFrame], list[Position]]:
-        """Pack entries into frames that carry the current trace; one position per entry, in order."""
-        return pack(self._service, addressed, traces.inject())
+    def pack(
+        self, addressed: Iterable[Addressed], carrier: Mapping[str, str] | None = None
+    ) -> tuple[list[OutgoingFrame], list[Position]]:
+        """Pack entries into frames that carry a trace, the current one by default; one position per entry, in order."""
+        return pack(self._service, addressed, traces.inject() if carrier is None else dict(carrier))
 
     def check_room(self, receivers: Iterable[str]) -> None:
         """Raise ResourceExhausted when a link holds too much already (INV-9); call before accepting a command."""
@@ -124,18 +126,30 @@ class Sender:
 
     async def wait(self, frames: Sequence[OutgoingFrame], timeout: timedelta) -> dict[UUID, link_pb2.Receipt]:
         """Publish and wait for receipts; returns those that came before `timeout` (or the receipt_timeout setting)."""
+        expected = self.expect(frames)
+        self.publish(frames)
+        return await self.collect(expected, timeout)
+
+    def expect(self, frames: Sequence[OutgoingFrame]) -> dict[UUID, asyncio.Future[link_pb2.Receipt]]:
+        """The receipts to come within the receipt_timeout setting, for whoever waits; call before `publish`."""
         loop = asyncio.get_running_loop()
-        futures = {frame.id: loop.create_future() for frame in frames}
-        self._waiting |= futures
-        try:
-            self.publish(frames)
-            limit = min(timeout, self._settings.receipt_timeout)
-            if futures and limit > timedelta(0):
-                await asyncio.wait(futures.values(), timeout=limit.total_seconds())
-            return {frame_id: future.result() for frame_id, future in futures.items() if future.done()}
-        finally:
-            for frame_id in futures:
-                self._waiting.pop(frame_id, None)
+        expected: dict[UUID, asyncio.Future[link_pb2.Receipt]] = {frame.id: loop.create_future() for frame in frames}
+        self._waiting |= expected
+        loop.call_later(self._settings.receipt_timeout.total_seconds(), self._give_up, list(expected))
+        return expected
+
+    async def collect(
+        self, expected: Mapping[UUID, asyncio.Future[link_pb2.Receipt]], timeout: timedelta
+    ) -> dict[UUID, link_pb2.Receipt]:
+        """Wait for receipts; returns those that came before `timeout` (or the receipt_timeout setting)."""
+        limit = min(timeout, self._settings.receipt_timeout)
+        if expected and limit > timedelta(0):
+            await asyncio.wait(expected.values(), timeout=limit.total_seconds())
+        return {frame_id: future.result() for frame_id, future in expected.items() if future.done()}
+
+    def _give_up(self, frame_ids: Iterable[UUID]) -> None:
+        for frame_id in frame_ids:
+            self._waiting.pop(frame_id, None)
 
     async def ensure_streams(self) -> bool:
         """Have the receivers' streams exist; publish everything again where one had vanished or could not be reached.

@@ -35,6 +35,7 @@ class Acceptance(Protocol):
     async def accept(
         self, command: Command, prepare: Callable[[Transaction], Awaitable[AnswerT]]
     ) -> AnswerT | bytes: ...
+    async def accept_ready(self, command: Command, answer: AnswerT) -> AnswerT | bytes: ...
 
 
 class Entries(rpc_items.Entries, rpc_timers.Entries, rpc_requests.Entries, Protocol):
@@ -285,11 +286,8 @@ class IntakeRpc(intake_pb2_grpc.IntakeServiceServicer):
 
     async def _accept(self, command: Command, answer: Answer[ResponseT], response: type[ResponseT]) -> ResponseT:
         """For commands that need nothing of the database."""
-
-        async def prepare(_: Transaction) -> Answer[ResponseT]:
-            return answer
-
-        return await self._accept_prepared(command, prepare, response)
+        accepted = await self._acceptance.accept_ready(command, answer)
+        return response.FromString(accepted) if isinstance(accepted, bytes) else accepted.response
 
     async def _accept_prepared(
         self,

@@ -5,6 +5,7 @@ until the first has ended: then it finds the first one's answer, or takes its pl
 calls at once make one command.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,6 +19,11 @@ _CLAIM = """
         VALUES (%(tenant)s, %(key)s, %(method)s, %(fingerprint)s)
         ON CONFLICT DO NOTHING RETURNING 1)
     SELECT nextval('command_seq'), EXISTS (SELECT FROM claim)"""
+
+_CLAIM_ALL = """
+    INSERT INTO idempotency (tenant, key, method, fingerprint, response)
+    SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::bytea[], %s::bytea[]) ORDER BY 1, 2
+    ON CONFLICT DO NOTHING RETURNING tenant, key"""
 
 _PRUNE = """
     DELETE FROM idempotency WHERE (tenant, key) IN (
@@ -54,6 +60,24 @@ class CommandStore:
         assert row is not None
         sequence, is_new = row
         return Claim(sequence=sequence, answer=None if is_new else await self._kept_answer(tx, command))
+
+    async def claim_all(self, tx: Transaction, commands: Sequence[tuple[Command, bytes]]) -> list[int | None]:
+        """Take a sequence for each command, ascending, and its key with its answer; None for one whose key is taken.
+
+        In order of the keys, so that two groups with the same ones do not deadlock.
+        """
+        cursor = await tx.raw.execute("SELECT nextval('command_seq') FROM generate_series(1, %s)", (len(commands),))
+        sequences: list[int | None] = [row[0] for row in await cursor.fetchall()]
+        keyed = {(one.tenant, one.key): (one, answer) for one, answer in reversed(commands) if one.key}
+        if not keyed:
+            return sequences
+        rows = [(*key, one.method, one.fingerprint, answer) for key, (one, answer) in sorted(keyed.items())]
+        cursor = await tx.raw.execute(_CLAIM_ALL, [list(column) for column in zip(*rows, strict=True)])
+        claimed = {(tenant, key): keyed[tenant, key][0] for tenant, key in await cursor.fetchall()}
+        return [
+            number if not one.key or claimed.get((one.tenant, one.key)) is one else None
+            for number, (one, _) in zip(sequences, commands, strict=True)
+        ]
 
     async def _kept_answer(self, tx: Transaction, command: Command) -> bytes:
         row = await (

@@ -1,6 +1,7 @@
 """Intake's end of the links: commands go out in the transaction that accepts them, requests come back when due.
 
     Acceptance.accept: claim key and sequence → prepare → pack → outbox → keep the answer → COMMIT → publish → wait
+    Acceptance.accept_ready: the same, with nothing to prepare, in one transaction with other calls (stream_groups)
 
 What a repeated call gets (same idempotency key, same content): the answer of the first call as far as it is known, at
 once. It waits for the first call's commit, but never for receipts: `is_applied` and the counts are those the first call
@@ -25,6 +26,7 @@ from services.intake.commands import NOTHING, Command, EntryOutcome
 from services.intake.payloads import MAX_ANSWERS_BYTES
 from services.intake.requests import Closing
 from services.intake.stream_entries import Entries
+from services.intake.stream_groups import Expected, Groups
 
 log = get_logger(__name__)
 
@@ -39,10 +41,13 @@ class Sender(Protocol):
     """What is needed of libs.links.sender."""
 
     def check_room(self, receivers: Sequence[str]) -> None: ...
-    def pack(self, addressed: Sequence[Addressed]) -> tuple[list[OutgoingFrame], list[Position]]: ...
+    def pack(
+        self, addressed: Sequence[Addressed], carrier: Mapping[str, str] | None = None
+    ) -> tuple[list[OutgoingFrame], list[Position]]: ...
     async def insert(self, tx: Transaction, frames: Sequence[OutgoingFrame]) -> None: ...
+    def expect(self, frames: Sequence[OutgoingFrame]) -> Expected: ...
     def publish(self, frames: Sequence[OutgoingFrame]) -> None: ...
-    async def wait(self, frames: Sequence[OutgoingFrame], timeout: timedelta) -> Mapping[UUID, link_pb2.Receipt]: ...
+    async def collect(self, expected: Expected, timeout: timedelta) -> Mapping[UUID, link_pb2.Receipt]: ...
 
 
 class Claim(Protocol):
@@ -58,6 +63,7 @@ class Commands(Protocol):
     """What accepting needs of the store."""
 
     async def claim(self, tx: Transaction, command: Command) -> Claim: ...
+    async def claim_all(self, tx: Transaction, commands: Sequence[tuple[Command, bytes]]) -> list[int | None]: ...
     async def keep_answer(self, tx: Transaction, command: Command, answer: bytes) -> None: ...
     async def improve_answer(self, db: Database, command: Command, answer: bytes) -> None: ...
 
@@ -117,6 +123,23 @@ class Acceptance:
         self._db = db
         self._sender = sender
         self._store = store
+        self._groups = Groups(db=db, sender=sender, store=store)
+
+    async def accept_ready(self, command: Command, answer: AnswerT) -> AnswerT | bytes:
+        """As `accept`, for what needs nothing of the database: it shares its transaction with others (group commit)."""
+        self._sender.check_room(command.receivers)
+        written = await self._groups.write(command, answer) if answer.entries else None
+        if written is None:  # There is nothing to accept, or the key is taken.
+
+            async def prepare(_: Transaction) -> AnswerT:
+                return answer
+
+            return await self.accept(command, prepare)
+        _count(command, answer)
+        if command.timeout is not None:
+            expected = {place.frame_id: written.expected[place.frame_id] for place in written.positions}
+            await self._settle(command, answer, expected, written.positions)
+        return answer
 
     async def accept(self, command: Command, prepare: Callable[[Transaction], Awaitable[AnswerT]]) -> AnswerT | bytes:
         """Accept a command; returns its answer, or the serialized one of the call that it repeats.
@@ -145,10 +168,10 @@ class Acceptance:
             _count(command, answer)
             return answer
         _count(command, answer)
-        if command.timeout is None:
-            self._sender.publish(frames)
-        else:
-            await self._settle(command, answer, frames, positions)
+        expected = self._sender.expect(frames) if command.timeout is not None else {}
+        self._sender.publish(frames)
+        if command.timeout is not None:
+            await self._settle(command, answer, expected, positions)
         return answer
 
     async def _write(
@@ -161,12 +184,13 @@ class Acceptance:
         return frames, positions
 
     async def _settle(
-        self, command: Command, answer: Answer, frames: Sequence[OutgoingFrame], positions: Sequence[Position]
+        self, command: Command, answer: Answer, expected: Expected, positions: Sequence[Position]
     ) -> None:
         assert command.timeout is not None
-        receipts = await self._sender.wait(frames, command.timeout)
+        receipts = await self._sender.collect(expected, command.timeout)
         is_applied = all(
-            frame.id in receipts and receipts[frame.id].verdict == link_pb2.FRAME_VERDICT_APPLIED for frame in frames
+            frame_id in receipts and receipts[frame_id].verdict == link_pb2.FRAME_VERDICT_APPLIED
+            for frame_id in expected
         )
         answer.settle(outcomes_of(receipts, positions), is_applied=is_applied)
         if not is_applied:

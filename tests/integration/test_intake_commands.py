@@ -318,3 +318,16 @@ async def test_the_run_id_of_a_timeline_is_derived(world: IntakeWorld) -> None:
     answer = await world.stub.StartTimeline(intake_pb2.StartTimelineRequest(starts=[start]))
     since = (NOW - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     assert answer.results[0].id == str(derived_id("timeline-run", TENANT, "trial", "shop-1", since))
+
+
+async def test_calls_at_once_share_transactions(world: IntakeWorld) -> None:
+    """Group commit: sixty-four callers, fewer frames than that; each gets its own answer."""
+    calls = [intake_pb2.NotifyRequest(notifications=[notification(entity=f"e{n}")]) for n in range(64)]
+    answers = await asyncio.gather(*(world.stub.Notify(call) for call in calls))
+    entries = await world.digest.received(64)
+    assert all(answer.is_applied for answer in answers)
+    told = {str(UUID(bytes=entry.notification.id)): entry.notification.entity for entry in entries}
+    assert [told[answer.results[0].id] for answer in answers] == [f"e{n}" for n in range(64)]
+    assert len({entry.sequence for entry in entries}) == 64
+    (frames,) = await world.rows("SELECT count(*) FROM digest.inbox")
+    assert frames[0] < 64
