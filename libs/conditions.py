@@ -1,6 +1,9 @@
 """Conditions: CEL expressions over `facts`, `timer` and `now` that say whether a timer may fire. Pure.
 
     compile_condition("!has(facts.paid) || !facts.paid").decide(facts, timer, now).holds
+    compile_condition("payload.delay > 30", frozenset({"payload"})).evaluate({"payload": payload}).holds
+
+Other questions are asked with other variables; all the rest, the limits above all, is the same for them.
 
 Intake compiles what callers send, so that a bad expression is refused before anything is stored; the scheduler decides
 with the same code at fire time. Evaluation is by common-expression-language, CEL in Rust (100,000 decisions/s).
@@ -23,8 +26,8 @@ of the verdict.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -85,14 +88,18 @@ class Condition:
 
     def decide(self, facts: Mapping[str, Any], timer: Mapping[str, Any], now: datetime) -> Verdict:
         """The verdict on `facts` (parsed JSON) and `timer` (entity, type, due) at `now`. Never raises."""
+        verdict = self.evaluate({"facts": facts, "timer": timer, "now": now})
+        return replace(verdict, facts_read=self._facts_read(facts))
+
+    def evaluate(self, values: Mapping[str, Any]) -> Verdict:
+        """The verdict on the values of the variables it was compiled with; names no facts. Never raises."""
         try:
-            result = self._program.execute({"facts": facts, "timer": timer, "now": now})
+            result = self._program.execute(dict(values))
         except Exception as error:  # noqa: BLE001 - six classes of exceptions are documented nowhere; all mean the same.
-            return Verdict(holds=False, error=_cut(_explained(error)), facts_read=self._facts_read(facts))
+            return Verdict(holds=False, error=_cut(_explained(error)))
         if not isinstance(result, bool):
-            said = f"must give true or false, gave {_type_name(result)}"
-            return Verdict(holds=False, error=said, facts_read=self._facts_read(facts))
-        return Verdict(holds=result, facts_read=self._facts_read(facts))
+            return Verdict(holds=False, error=f"must give true or false, gave {_type_name(result)}")
+        return Verdict(holds=result)
 
     def _facts_read(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         if self._facts_named is None:
@@ -101,8 +108,8 @@ class Condition:
 
 
 @lru_cache(maxsize=4_096)
-def compile_condition(text: str) -> Condition:
-    """The condition in `text`; raises BadCondition when it is none. Compiled once while the cache holds it."""
+def compile_condition(text: str, variables: frozenset[str] = VARIABLES) -> Condition:
+    """The condition in `text` over `variables`; raises BadCondition when it is none. Compiled once while it is cached."""
     if not 1 <= len(text) <= MAX_CHARACTERS:
         raise BadCondition(f"must be 1-{MAX_CHARACTERS:,} characters, got {len(text):,}")
     try:
@@ -112,8 +119,8 @@ def compile_condition(text: str) -> Condition:
     tokens = _tokens(text)
     bound = _check_comprehensions(tokens)
     references = program.references()
-    if unknown := sorted(set(references["variables"]) - VARIABLES - bound):
-        raise BadCondition(f"knows no {_cut(unknown[0], 64)!r}; it may read facts, timer and now")
+    if unknown := sorted(set(references["variables"]) - variables - bound):
+        raise BadCondition(f"knows no {_cut(unknown[0], 64)!r}; it may read {_listed(variables)}")
     functions = {name for name in references["functions"] if name.isidentifier()}  # Operators look like _+_ and @in.
     if unknown := sorted(functions - FUNCTIONS):
         raise BadCondition(f"knows no function {_cut(unknown[0], 64)!r}; there are {', '.join(sorted(FUNCTIONS))}")
@@ -123,9 +130,15 @@ def compile_condition(text: str) -> Condition:
     return condition
 
 
+def _listed(variables: frozenset[str]) -> str:
+    """In a fixed order, `now` last."""
+    *most, last = sorted(variables, key=lambda name: (name == "now", name))
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def _check_constant(condition: Condition) -> None:
     """Without variables the answer is known already: an error, or a value that is no bool, would always be one."""
-    verdict = condition.decide({}, {}, datetime.min.replace(tzinfo=UTC))
+    verdict = condition.evaluate({})
     if verdict.error is not None:
         raise BadCondition(verdict.error)
 

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from carillon.link.v1 import link_pb2
 from google.protobuf.message import DecodeError
+from msgspec import Struct
 
 from libs.ids import new_id
 
@@ -27,8 +28,7 @@ class OutgoingFrame:
     headers: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Addressed:
+class Addressed(Struct, frozen=True, kw_only=True):
     """One entry and where it goes; `partition` is the scheduler's shard, 0 for everybody else."""
 
     receiver: str
@@ -36,8 +36,7 @@ class Addressed:
     partition: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
+class Position(Struct, frozen=True, kw_only=True, gc=False):
     """Where an entry ended up, for matching a receipt's results with what the caller asked for."""
 
     frame_id: UUID

@@ -1,7 +1,8 @@
 """The entries that intake sends: what each command and each request turns into, and where it goes.
 
 Contents that callers send (scheduler.v1 messages) are carried as they came: they are checked at the door, and copying
-them field by field would cost more than everything else.
+them field by field would cost more than everything else. What is made by the thousand is filled in where it stays:
+handing messages to constructors copies them at each level.
 """
 
 from datetime import datetime
@@ -39,10 +40,15 @@ class Entries:
         expire_time: Timestamp | None,
     ) -> Addressed:
         """Something happened."""
-        notification = link_pb2.Notification(
-            id=notification_id.bytes, content=content, entity=entity, occur_time=occur_time, expire_time=expire_time
-        )
-        return Addressed(receiver="digest", entry=link_pb2.Entry(tenant=tenant, notification=notification))
+        entry = link_pb2.Entry(tenant=tenant)
+        notification = entry.notification
+        notification.id = notification_id.bytes
+        notification.content.CopyFrom(content)
+        notification.entity = entity
+        notification.occur_time.CopyFrom(occur_time)
+        if expire_time is not None:
+            notification.expire_time.CopyFrom(expire_time)
+        return Addressed(receiver="digest", entry=entry)
 
     def timer(
         self,
@@ -60,19 +66,27 @@ class Entries:
         accept_time: Timestamp,
     ) -> Addressed:
         """Tell subscribers or a business service later; exactly one of `due_time` and `recurrence` is given."""
-        timer = link_pb2.ScheduleTimer(
-            id=timer_id.bytes,
-            entity=entity,
-            type=type,
-            due_time=due_time,
-            recurrence=recurrence,
-            target=_timer_target(target),
-            condition=condition,
-            retry_policy=retry_policy,
-            expire_time=expire_time,
-            accept_time=accept_time,
-        )
-        return self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, schedule_timer=timer))
+        entry = link_pb2.Entry(tenant=tenant)
+        timer = entry.schedule_timer
+        timer.id = timer_id.bytes
+        timer.entity = entity
+        timer.type = type
+        if target.HasField("event"):
+            timer.target.event.CopyFrom(target.event)
+        else:
+            timer.target.notification.CopyFrom(target.notification)
+        if due_time is not None:
+            timer.due_time.CopyFrom(due_time)
+        if recurrence is not None:
+            timer.recurrence.CopyFrom(recurrence)
+            timer.accept_time.CopyFrom(accept_time)
+        if condition is not None:
+            timer.condition.CopyFrom(condition)
+        if retry_policy is not None:
+            timer.retry_policy.CopyFrom(retry_policy)
+        if expire_time is not None:
+            timer.expire_time.CopyFrom(expire_time)
+        return self._to_scheduler(entity, entry)
 
     def cancel(self, tenant: str, selection: Selection, *, cause: str) -> list[Addressed]:
         """Cancel timers, and what there is in open digests: an entry to the scheduler, then one to digest."""
@@ -218,12 +232,6 @@ class Entries:
 
     def _to_scheduler(self, entity: str, entry: link_pb2.Entry) -> Addressed:
         return Addressed(receiver="scheduler", partition=shard_of(entry.tenant, entity, self._shards), entry=entry)
-
-
-def _timer_target(target: timer_pb2.Target) -> link_pb2.TimerTarget:
-    if target.HasField("event"):
-        return link_pb2.TimerTarget(event=target.event)
-    return link_pb2.TimerTarget(notification=target.notification)
 
 
 def _selector(selection: Selection) -> link_pb2.TimerSelector:
