@@ -51,6 +51,10 @@ class Acceptance:
         """The answer as it is."""
         return await prepare(None)
 
+    async def accept_ready(self, _command: object, answer: Any) -> Any:
+        """The same."""
+        return answer
+
 
 @pytest.fixture
 async def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
