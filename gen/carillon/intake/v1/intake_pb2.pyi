@@ -318,7 +318,7 @@ class Schedule(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Not worth firing from here on. Absent: never. Must lie ahead, and after at_time."""
+        """Not worth firing from here on; a recurrence ends then. Absent: never. Must lie ahead, and after at_time."""
 
     def __init__(
         self,
@@ -1687,6 +1687,7 @@ class Outcome(_message.Message):
     timer_id: _builtins.str
     """The timer's id and attempt, as in the event's carillontimerid and carillonattempt."""
     attempt: _builtins.int
+    """1 to 100."""
     entity: _builtins.str
     """The entity, as in the event's subject."""
     is_done: _builtins.bool

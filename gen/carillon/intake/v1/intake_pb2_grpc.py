@@ -325,8 +325,9 @@ class IntakeServiceServicer:
 
     def ReportOutcome(self, request, context):
         """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). Done counts from
-        any attempt, failed only from the last. NOT_FOUND per timer that expects no report, FAILED_PRECONDITION per timer that was
-        cancelled or has failed meanwhile; the scheduler says so, so only where is_applied.
+        any attempt, failed only from the last. NOT_FOUND per timer that expects no report; FAILED_PRECONDITION per attempt that was
+        not made, and for done per timer that was cancelled or has failed meanwhile: the scheduler says so, so only where
+        is_applied.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

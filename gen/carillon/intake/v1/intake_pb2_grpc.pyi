@@ -110,8 +110,9 @@ class IntakeServiceStub:
     """
     ReportOutcome: _grpc.UnaryUnaryMultiCallable[_intake_pb2.ReportOutcomeRequest, _intake_pb2.ReportOutcomeResponse]
     """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). Done counts from
-    any attempt, failed only from the last. NOT_FOUND per timer that expects no report, FAILED_PRECONDITION per timer that was
-    cancelled or has failed meanwhile; the scheduler says so, so only where is_applied.
+    any attempt, failed only from the last. NOT_FOUND per timer that expects no report; FAILED_PRECONDITION per attempt that was
+    not made, and for done per timer that was cancelled or has failed meanwhile: the scheduler says so, so only where
+    is_applied.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_intake_pb2.ExplainRequest, _intake_pb2.ExplainResponse]
     """What intake knows of an id (request or response). Read only. Empty when it knows nothing: notifications and schedules are
@@ -200,8 +201,9 @@ class IntakeServiceAsyncStub(IntakeServiceStub):
     """
     ReportOutcome: _aio.UnaryUnaryMultiCallable[_intake_pb2.ReportOutcomeRequest, _intake_pb2.ReportOutcomeResponse]  # type: ignore[assignment]
     """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). Done counts from
-    any attempt, failed only from the last. NOT_FOUND per timer that expects no report, FAILED_PRECONDITION per timer that was
-    cancelled or has failed meanwhile; the scheduler says so, so only where is_applied.
+    any attempt, failed only from the last. NOT_FOUND per timer that expects no report; FAILED_PRECONDITION per attempt that was
+    not made, and for done per timer that was cancelled or has failed meanwhile: the scheduler says so, so only where
+    is_applied.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_intake_pb2.ExplainRequest, _intake_pb2.ExplainResponse]  # type: ignore[assignment]
     """What intake knows of an id (request or response). Read only. Empty when it knows nothing: notifications and schedules are
@@ -413,8 +415,9 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.ReportOutcomeResponse, _abc.Awaitable[_intake_pb2.ReportOutcomeResponse]]:
         """A business service tells what came of an event it was sent. Idempotent by nature per (timer, attempt). Done counts from
-        any attempt, failed only from the last. NOT_FOUND per timer that expects no report, FAILED_PRECONDITION per timer that was
-        cancelled or has failed meanwhile; the scheduler says so, so only where is_applied.
+        any attempt, failed only from the last. NOT_FOUND per timer that expects no report; FAILED_PRECONDITION per attempt that was
+        not made, and for done per timer that was cancelled or has failed meanwhile: the scheduler says so, so only where
+        is_applied.
         """
 
     @_abc_1.abstractmethod

@@ -412,7 +412,7 @@ class Recurrence(_message.Message):
 
     @_builtins.property
     def jitter(self) -> _duration_pb2.Duration:
-        """Each occurrence is delayed by a random time up to this, fixed per occurrence. At most 1 hour."""
+        """Each occurrence is delayed by a random time up to this, fixed per occurrence, and never beyond the next one. At most 1 hour."""
 
     @_builtins.property
     def catch_up_window(self) -> _duration_pb2.Duration:
