@@ -118,8 +118,12 @@ def made_up_for(
     *,
     watermark: Mark,
 ) -> Iterator[Timer]:
-    """The occurrences at these times that have not fired and are not about to, each once, in order."""
+    """The occurrences at these times that have not fired and are not about to, each once, in order.
+
+    While the newest waits, what comes after it is not missed yet: it will make that itself, as its misfire policy says.
+    """
     schedule_id = newest.schedule_id
+    is_waiting = newest.mark > watermark if newest.state is State.SCHEDULED else newest.is_held_back
     covered: set[datetime | None] = {
         one.nominal_at for one in past if not one.is_over or one.timer_id == backfill_id(schedule_id, one.nominal_at)
     }
@@ -127,7 +131,7 @@ def made_up_for(
         covered.add(newest.nominal_at)  # It may be of this very turn, and so not in `past`.
     fire_at = fire_time(watermark.at, watermark)
     for nominal_at in nominal_times:
-        if nominal_at in covered:
+        if nominal_at in covered or (is_waiting and newest.nominal_at is not None and nominal_at > newest.nominal_at):
             continue
         timer_id = backfill_id(schedule_id, nominal_at)
         yield replace(_extra(newest, timer_id, nominal_at, fire_at, command.sequence), nominal_at=nominal_at)

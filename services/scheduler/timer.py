@@ -132,6 +132,11 @@ class Timer(Struct, frozen=True, kw_only=True, gc=False):
         )
 
     @property
+    def is_held_back(self) -> bool:
+        """Whether it is paused, and its time has not come otherwise."""
+        return self.state is State.PAUSED and self.attempts == 0
+
+    @property
     def is_under_way(self) -> bool:
         """Whether its time has come and its outcome has not, a paused retry included."""
         return self.state in UNDER_WAY or (self.state is State.PAUSED and self.attempts > 0)

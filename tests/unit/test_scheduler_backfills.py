@@ -206,3 +206,29 @@ def test_a_schedule_that_comes_in_the_same_turn_is_made_up_for_from_its_start() 
     assert [outcome.changed for outcome in outcomes] == [1, 4]
     table.run(until=MICROSECOND * 10)
     assert _made_up(table) == [0, 1, 2, 3]
+
+
+def test_inv2_what_the_waiting_occurrence_will_make_itself_is_not_made_up_for() -> None:
+    """FIRE_ALL, and nothing could fire yet: the chain comes by all hours; a backfill in between adds none of them."""
+    table = Table()
+    table.turn(table.schedule(None, id=SCHEDULE, recurrence=hourly(misfire=Misfire.FIRE_ALL)))
+    table.now = NOW + 3.5 * HOUR
+    command = table.backfill(SCHEDULE, NOW, NOW + 3 * HOUR)
+    (outcome,) = table.turn(command, most_timers=0).outcomes
+    table.run(until=NOW + 3.5 * HOUR + SECOND)
+    assert outcome.changed == 0
+    assert [one.nominal_at for one in table.fired] == [NOW + hour * HOUR for hour in (1, 2, 3)]
+
+
+def test_inv2_what_a_paused_occurrence_will_make_itself_is_not_made_up_for() -> None:
+    """The watermark may have passed it; when it is resumed the chain goes on."""
+    table = Table()
+    table.turn(table.schedule(None, id=SCHEDULE, recurrence=hourly(misfire=Misfire.FIRE_ALL)))
+    table.turn(table.pause())
+    table.run(table.schedule(NOW + 3 * HOUR, entity="other"), until=NOW + 3.5 * HOUR)
+    (outcome,) = table.turn(table.backfill(SCHEDULE, NOW, NOW + 3 * HOUR)).outcomes
+    assert outcome.changed == 0
+    table.turn(table.resume())
+    table.run(until=NOW + 3.5 * HOUR + SECOND)
+    fired = [one.nominal_at for one in table.fired if one.entity == "e"]
+    assert fired == [NOW + hour * HOUR for hour in (1, 2, 3)]
