@@ -75,6 +75,10 @@ chaos: $(STAMP) ## Kill processes, take away NATS and Postgres; simulate 10,000 
 bench-scheduler: $(BENCH_STAMP) ## Measure the scheduler beside its peers, 20 minutes. ARGS=--quick takes four, ARGS='--only herd' one figure.
 	$(BIN)/python -m tests.bench scheduler $(ARGS)
 
+.PHONY: bench-digest
+bench-digest: $(STAMP) ## Measure digest, ten minutes. ARGS=--quick takes two, ARGS='--only herd' one figure.
+	$(BIN)/python -m tests.bench digest $(ARGS)
+
 ##@ Contracts, docs and pins
 
 .PHONY: proto
@@ -90,6 +94,11 @@ proto-check: $(STAMP) ## Lint the contracts, compare them with the baseline, che
 .PHONY: proto-baseline
 proto-baseline: $(STAMP) ## Make today's contracts the ones that may not be broken.
 	$(BIN)/buf build --exclude-source-info --output $(BASELINE)
+
+.PHONY: layouts
+layouts: $(STAMP) ## Compile the mail layouts from services/digest/layouts/*.mjml, and write the golden renderings anew.
+	$(BIN)/python tools/layouts.py
+	$(BIN)/python -m tests.golden
 
 .PHONY: docs
 docs: $(STAMP) ## Generate docs/settings.md.

@@ -109,7 +109,7 @@ class Condition:
 
 @lru_cache(maxsize=4_096)
 def compile_condition(text: str, variables: frozenset[str] = VARIABLES) -> Condition:
-    """The condition in `text` over `variables`; raises BadCondition when it is none. Compiled once while it is cached."""
+    """The condition in `text` over `variables`; raises BadCondition when it is none. Compiled once, while cached."""
     if not 1 <= len(text) <= MAX_CHARACTERS:
         raise BadCondition(f"must be 1-{MAX_CHARACTERS:,} characters, got {len(text):,}")
     try:

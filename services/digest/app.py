@@ -1,9 +1,10 @@
 """How the digest service is put together."""
 
 from libs.service import Runtime, Service
-from services.digest import store_catalog, store_expansion, store_rendering, store_views, store_windows
+from services.digest import store_catalog, store_expansion, store_history, store_rendering, store_views, store_windows
 from services.digest.boundaries import Boundaries
 from services.digest.loops import Alarm, Care, Closing
+from services.digest.loops_history import History
 from services.digest.loops_press import Press
 from services.digest.rpc import DigestRpc, servicer
 from services.digest.settings import DigestServiceSettings, DigestSettings
@@ -30,6 +31,7 @@ async def build(runtime: Runtime, settings: DigestServiceSettings) -> Service:
             store=store_rendering,
             press=press,
             post=Post(sender=runtime.sender, windows=store_windows),
+            timers=timers,
             clock=runtime.clock,
             wake=alarm.event(),
             settings=settings.digest,
@@ -43,6 +45,7 @@ async def build(runtime: Runtime, settings: DigestServiceSettings) -> Service:
         clock=runtime.clock,
         retention=runtime.links.inbox_retention,
     )
+    history = History(db=runtime.db, store=store_history, clock=runtime.clock)
     rpc = DigestRpc(
         db=runtime.db,
         catalog=store_catalog,
@@ -57,7 +60,7 @@ async def build(runtime: Runtime, settings: DigestServiceSettings) -> Service:
     return Service(
         servicers=[servicer(rpc)],
         apply=inlet.apply,
-        loops={**closing, "care": care.run},
+        loops={**closing, "care": care.run, "history": history.run},
         resources=presses,
     )
 

@@ -4,7 +4,7 @@ Words are stored and compared as they are written here; `""` means "not chosen" 
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from enum import IntEnum, StrEnum
 
 from libs.recurrence import Rule
@@ -14,6 +14,9 @@ OFF = "off"
 
 # RRULEs of cadences count their intervals from here, a Monday. Fixed, or every restart would shift "every second week".
 RULE_START = datetime(2000, 1, 3, tzinfo=UTC)
+
+DEFAULT_RETENTION = timedelta(days=90)
+"""Of types that say nothing, of types that are gone, and of what has no type."""
 
 
 class Channel(StrEnum):
@@ -49,11 +52,12 @@ class Priority(IntEnum):
 
 
 class WindowKind(IntEnum):
-    """What closes a window: nothing (it holds one item, sent alone), its boundary, or its batch's trigger."""
+    """What closes a window: nothing (it holds one item, sent alone), its boundary, its batch's trigger, or its age."""
 
     ALONE = 1
     ALIGNED = 2
     EXTERNAL = 3
+    ROLLING = 4
 
 
 class WindowState(IntEnum):
@@ -78,7 +82,10 @@ class ItemState(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotificationType:
-    """A catalog entry. `default_cadence` is a cadence's id, IMMEDIATE or OFF."""
+    """A catalog entry. `default_cadence` is a cadence's id, IMMEDIATE or OFF; `payload_schema` empty: any object.
+
+    Its items are kept for `retention` after they went out, or ended otherwise.
+    """
 
     id: str
     name: str
@@ -86,6 +93,17 @@ class NotificationType:
     default_cadence: str = IMMEDIATE
     default_channel: Channel = Channel.EMAIL
     is_mandatory: bool = False
+    payload_schema: str = ""
+    retention: timedelta = DEFAULT_RETENTION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuietRange:
+    """Local times of day at which nothing is sent, by one channel or (None) by any; see quiet.py."""
+
+    start: time
+    until: time
+    channel: Channel | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +116,7 @@ class Subscriber:
     email: str = ""
     webhook_url: str = ""
     apprise_url: str = ""
+    quiet_hours: tuple[QuietRange, ...] = ()
 
     def address(self, channel: Channel) -> str:
         """Where messages by `channel` go; empty when there is nowhere."""
@@ -124,13 +143,17 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
-    """Subscriber × type (exact id, or a prefix with * at its end) × topic (empty: told directly) → choices."""
+    """Subscriber × type (exact id, or a prefix with * at its end) × topic (empty: told directly) → choices.
+
+    `filter` is CEL (see filters.py), empty for none.
+    """
 
     id: str
     subscriber: str
     type: str
     topic: str = ""
     choices: tuple[Choice, ...]
+    filter: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +163,20 @@ class Aligned:
     cron: str = ""
     rrule: str = ""
     zone: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rolling:
+    """`duration` after the first item came, each further one `extension` later, up to `cap` (None: duration × 4).
+
+    Closed early at `maximum_items` (0: never), which the first item of a leading cadence, sent alone, is not among.
+    """
+
+    duration: timedelta
+    extension: timedelta | None = None
+    cap: timedelta | None = None
+    maximum_items: int = 0
+    is_leading: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +193,7 @@ class Cadence:
 
     id: str
     name: str = ""
-    kind: Aligned | External
+    kind: Aligned | Rolling | External
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What the links bring to digest, and what applying it gives. Pure."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -105,11 +105,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expanded:
-    """What expanding gave: how many notifications were new, timers to ask for, how many items got which verdict."""
+    """What expanding gave: how many notifications were new, timers to ask for, how many items got which verdict.
+
+    `refused` says of notifications, by tenant and id, what is wrong with their payloads.
+    """
 
     notifications: int = 0
     timers: Sequence[WindowTimer] = ()
     verdicts: Counter[Verdict] = field(default_factory=Counter)
+    refused: Mapping[tuple[str, UUID], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

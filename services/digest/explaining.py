@@ -9,6 +9,7 @@ from services.digest.views import DigestView, ItemView, NotificationView, Window
 
 REASONS: Mapping[str, str] = {
     "off": "the subscriber has turned this type off",
+    "filter": "the subscription's filter left it out",
     "no_address": "the subscriber has no address for this channel",
     "no_subscriber": "nobody listens to this topic for this type",
     "unknown_type": "the notification type is not in the catalog",
@@ -16,6 +17,7 @@ REASONS: Mapping[str, str] = {
     "unknown_cadence": "the chosen cadence does not exist",
     "cadence_over": "the chosen cadence has no next time any more",
     "subscriber_deleted": "the subscriber was deleted while it waited",
+    "payload_invalid": "its payload is not what the type's schema asks for",
 }
 
 

@@ -6,10 +6,11 @@ something that closes windows, and polls for what other replicas have begun.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final, Protocol
+from uuid import UUID
 
 from libs.clock import Clock
 from libs.errors import Unavailable
@@ -18,10 +19,11 @@ from libs.postgres import Database, Transaction
 from libs.telemetry.logs import get_logger
 from services.digest import metrics
 from services.digest.catalog import ItemState
+from services.digest.commands import WindowTimer
 from services.digest.rendering_jobs import Job, Message, Rendered, Source
 from services.digest.settings import DigestSettings
 from services.digest.templates import TemplateKey
-from services.digest.windows import Closed, ClosingWindow, closed_by, job_of, without_rendering
+from services.digest.windows import Closed, ClosingWindow, closed_by, held_until, job_of, without_rendering
 
 log = get_logger(__name__)
 
@@ -43,6 +45,14 @@ class Post(Protocol):
     def publish(self, frames: Sequence[OutgoingFrame]) -> None: ...
 
 
+class Timers(Protocol):
+    """Asks the scheduler to wake windows; see stream.Timers."""
+
+    async def schedule(
+        self, tx: Transaction, timers: Sequence[WindowTimer], *, now: datetime
+    ) -> list[OutgoingFrame]: ...
+
+
 class ClosingStore(Protocol):
     """What closing needs of the store; see store_rendering."""
 
@@ -52,6 +62,7 @@ class ClosingStore(Protocol):
     async def templates_for(
         self, tx: Transaction, windows: Sequence[ClosingWindow]
     ) -> Mapping[str, Mapping[TemplateKey, Source]]: ...
+    async def hold(self, tx: Transaction, held: Mapping[UUID, datetime], tenants: Collection[str]) -> None: ...
     async def finish(self, tx: Transaction, closed: Sequence[Closed], *, now: datetime) -> None: ...
 
 
@@ -83,12 +94,13 @@ class Closing:
         store: ClosingStore,
         press: Press,
         post: Post,
+        timers: Timers,
         clock: Clock,
         wake: asyncio.Event,
         settings: DigestSettings,
     ) -> None:
         self._db, self._store, self._press, self._post, self._clock = db, store, press, post, clock
-        self._wake, self._settings = wake, settings
+        self._timers, self._wake, self._settings = timers, wake, settings
 
     async def run(self) -> None:
         """Close windows until cancelled."""
@@ -103,7 +115,7 @@ class Closing:
                 await self._rest(self._settings.poll_interval.total_seconds())
 
     async def close_once(self) -> int:
-        """Close one batch of windows in one transaction; returns how many there were."""
+        """Close one batch of windows in one transaction, or hold them for quiet hours; returns how many there were."""
         started = time.perf_counter()
         now = self._clock.now()
         settings = self._settings
@@ -113,13 +125,26 @@ class Closing:
             )
             if not windows:
                 return 0
-            closed = await self._verdicts(tx, windows, now)
+            timers = await self._hold(tx, held := _held(windows, now), now)
+            closed = await self._verdicts(tx, [one for one in windows if one.id not in held], now)
             await self._store.finish(tx, closed, now=now)
             frames = await self._post.hand_over(tx, [message for one in closed for message in one.messages])
-        self._post.publish(frames)
+        self._post.publish([*timers, *frames])
         _count(closed)
         metrics.RENDER_SECONDS.observe(time.perf_counter() - started)
-        return len(closed)
+        return len(windows)
+
+    async def _hold(
+        self, tx: Transaction, held: Mapping[UUID, tuple[str, datetime]], now: datetime
+    ) -> list[OutgoingFrame]:
+        if not held:
+            return []
+        tenants = {tenant for tenant, _ in held.values()}
+        await self._store.hold(tx, {one_id: until for one_id, (_, until) in held.items()}, tenants)
+        timers = [
+            WindowTimer(tenant=tenant, window_id=one_id, due_at=until) for one_id, (tenant, until) in held.items()
+        ]
+        return await self._timers.schedule(tx, timers, now=now)
 
     async def _verdicts(self, tx: Transaction, windows: Sequence[ClosingWindow], now: datetime) -> list[Closed]:
         known = {window.id: verdict for window in windows if (verdict := without_rendering(window))}
@@ -137,6 +162,15 @@ class Closing:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
+
+
+def _held(windows: Sequence[ClosingWindow], now: datetime) -> dict[UUID, tuple[str, datetime]]:
+    """The windows that quiet hours hold, with tenant and time; what leaves nothing behind is not worth holding."""
+    return {
+        one.id: (one.tenant, until)
+        for one in windows
+        if (until := held_until(one, now=now)) is not None and without_rendering(one) is None
+    }
 
 
 def _passes(error: Exception) -> bool:

@@ -12,26 +12,27 @@ as PressJam: nobody knows whose fault that is, so nobody is blamed, and the call
 """
 
 import asyncio
-import json
 import os
 import signal
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from services.digest import metrics
-from services.digest.rendering import BadTemplate
-from services.digest.rendering_jobs import Job, Rendered, Source
+from services.digest.rendering_jobs import Answer, Job, Part, Rendered, Request, Source
+from services.digest.rendering_sandbox import BadTemplate
 
-_ANSWER_BYTES: Final = 1 << 30
+_ANSWER_BYTES: Final = 8 << 20  # One part, which has at most 240 KiB.
 _START_S: Final = 60.0
 _SILENCE_S: Final = 30.0
 _PER_LINE_S: Final = 0.001  # On top of the limit; the built-in templates need 0.1 ms for an item.
 _TRIES: Final = 3
 _QUARANTINE: Final = 1_000
+
+_Answered = tuple[Sequence[Part], Answer]
 
 
 class PressJam(Exception):
@@ -86,21 +87,20 @@ class Press:
     async def check(self, source: Source, *, is_html: bool) -> None:
         """Raise BadTemplate unless the template compiles, in bounded time and memory."""
         async with self._lock:
-            answers, _ = await self._exchange([{"check": source, "is_html": is_html, "limit_s": self._limit_s}])
+            answers, _ = await self._exchange([Request(limit_s=self._limit_s, check=source, is_html=is_html)])
         if not answers:
             raise BadTemplate("takes too much time or memory to compile", 1)
-        if answers[0]["error"]:
-            raise BadTemplate(answers[0]["error"], answers[0]["line"], answers[0]["part"])
+        _, answer = answers[0]
+        if answer.error:
+            raise BadTemplate(answer.error, answer.line, answer.place)
 
     async def _render_until_death(self, jobs: Sequence[Job]) -> tuple[list[Rendered], _Died | None]:
         """Results of all jobs, or of those before the one over which the process died."""
         allowed = [self._allowed(job) for job in jobs]
-        requests = [{"job": job.to_wire(), "limit_s": self._limit_of(job)} for job, _ in allowed]
-        answers, died = await self._exchange(requests)
+        answers, died = await self._exchange([Request(limit_s=self._limit_of(job), job=job) for job, _ in allowed])
         results = []
-        for answer, (_, reason) in zip(answers, allowed, strict=False):
-            result = Rendered.from_wire(answer)
-            results.append(replace(result, error=reason) if reason and not result.error else result)
+        for (parts, answer), (job, reason) in zip(answers, allowed, strict=False):
+            results.append(Rendered(id=job.id, parts=parts, error=answer.error or reason))
         return results, died
 
     def _limit_of(self, job: Job) -> float:
@@ -122,18 +122,18 @@ class Press:
         reason = next((self._quarantine[one] for one in job.templates.values() if one in self._quarantine), "")
         return (replace(job, templates={}), reason) if reason else (job, "")
 
-    async def _exchange(self, requests: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], _Died | None]:
+    async def _exchange(self, requests: Sequence[Request]) -> tuple[list[_Answered], _Died | None]:
         """Answers in order: to all, or to those before the one over which the process died."""
         process = await self._running()
         writing = asyncio.create_task(_write(process, requests))
-        answers: list[dict[str, Any]] = []
+        answers: list[_Answered] = []
         is_whole = False
         try:
             while len(answers) < len(requests):
-                answers.append(await _read(process, _SILENCE_S + requests[len(answers)]["limit_s"]))
+                answers.append(await _answered(process, _SILENCE_S + requests[len(answers)].limit_s))
             is_whole = True
         except EOFError:
-            return answers, _died(await process.wait(), requests[len(answers)]["limit_s"])
+            return answers, _died(await process.wait(), requests[len(answers)].limit_s)
         finally:
             if not is_whole:
                 await self._kill()
@@ -166,15 +166,29 @@ class Press:
             await process.wait()
 
 
-async def _write(process: asyncio.subprocess.Process, requests: Sequence[Mapping[str, Any]]) -> None:
+async def _write(process: asyncio.subprocess.Process, requests: Sequence[Request]) -> None:
     assert process.stdin is not None
     for request in requests:
-        process.stdin.write(json.dumps(request).encode() + b"\n")
-        await process.stdin.drain()
+        for line in request.to_wire():
+            process.stdin.write(line + b"\n")
+            await process.stdin.drain()
 
 
-async def _read(process: asyncio.subprocess.Process, seconds: float) -> dict[str, Any]:
-    """The next answer; raises EOFError when the process has ended and PressJam when it says nothing."""
+async def _answered(process: asyncio.subprocess.Process, silence_s: float) -> _Answered:
+    """The next answer with the parts that stand; raises as `_read`."""
+    parts: list[Part] = []
+    while True:
+        answer = await _read(process, silence_s)
+        if answer.part is not None:
+            parts.append(answer.part)
+        elif answer.is_taken_back:
+            parts.clear()
+        else:
+            return parts, answer
+
+
+async def _read(process: asyncio.subprocess.Process, seconds: float) -> Answer:
+    """The next line; raises EOFError when the process has ended and PressJam when it says nothing."""
     assert process.stdout is not None
     try:
         async with asyncio.timeout(seconds):
@@ -183,8 +197,7 @@ async def _read(process: asyncio.subprocess.Process, seconds: float) -> dict[str
         raise PressJam(f"The process that renders has said nothing for {seconds:g} s.") from err
     if not line.endswith(b"\n"):
         raise EOFError
-    answer: dict[str, Any] = json.loads(line)
-    return answer
+    return Answer.from_wire(line)
 
 
 def _died(status: int, limit_s: float) -> _Died:

@@ -5,41 +5,53 @@ and a gigabyte of output meets the limit set here before it meets the service's 
 secret. Each request has so much processor time, after which the alarm ends the process, whatever it is doing.
 """
 
-import json
 import resource
 import signal
 import sys
-from typing import Any
+from collections.abc import Iterator
 
-from services.digest.rendering import BadTemplate, check_template, render
-from services.digest.rendering_jobs import Job, Source
+from services.digest.rendering import pieces
+from services.digest.rendering_jobs import Answer, Job, Request, Source
+from services.digest.rendering_sandbox import BadTemplate, check_template
 
 
 def main(memory_bytes: int) -> None:
     """Answer until the input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us by closing our input.
-    _say({"is_ready": True})
+    _say(Answer())
     for line in sys.stdin.buffer:
-        request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, request["limit_s"])  # SIGPROF is not handled, so it ends the process.
-        _say(_answer(request))
+        request = Request.from_wire(line)
+        signal.setitimer(signal.ITIMER_PROF, request.limit_s)  # SIGPROF is not handled, so it ends the process.
+        if request.check is None:
+            _render(sys.stdin.buffer)
+        else:
+            _say(_checked(request.check, is_html=request.is_html))
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _say(answer: object) -> None:
-    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+def _say(answer: Answer) -> None:
+    sys.stdout.buffer.write(answer.to_wire())
     sys.stdout.buffer.flush()
 
 
-def _answer(request: dict[str, Any]) -> object:
-    if "check" not in request:
-        return render(Job.from_wire(request["job"])).to_wire()
+def _render(lines: Iterator[bytes]) -> None:
+    """Read the job, say its parts as they are written, and then that it is done."""
+    written = pieces(Job.from_wire(lines))
+    while True:
+        try:
+            part = next(written)
+        except StopIteration as end:
+            return _say(Answer(error=end.value))
+        _say(Answer(is_taken_back=True) if part is None else Answer(part=part))
+
+
+def _checked(source: Source, *, is_html: bool) -> Answer:
     try:
-        check_template(Source(*request["check"]), is_html=request["is_html"])
+        check_template(source, is_html=is_html)
     except BadTemplate as err:
-        return {"error": str(err), "line": err.line, "part": err.part}
-    return {"error": ""}
+        return Answer(error=str(err), line=err.line, place=err.part)
+    return Answer()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from services.digest.catalog import ItemState
 
 REASONS = (
     *("off", "no_address", "no_subscriber", "unknown_type", "unknown_subscriber", "unknown_cadence", "cadence_over"),
-    "subscriber_deleted",
+    *("subscriber_deleted", "payload_invalid", "filter"),
 )
 
 NOTIFICATIONS = Counter("carillon_digest_notifications_total", "Notifications taken over.")
@@ -32,7 +32,14 @@ TEMPLATE_FAILURES = Counter(
     "carillon_digest_template_failures_total",
     "Digests written by a built-in template after a tenant's own failed.",
 )
+FILTER_ERRORS = Counter(
+    "carillon_digest_filter_errors_total",
+    "Filters that could not be decided about a notification, which was told all the same.",
+)
 PRESS_JAMS = Counter("carillon_digest_press_jams_total", "Rendering processes killed over time or memory.")
+FORGOTTEN = Counter(
+    "carillon_digest_forgotten_total", "Rows deleted because they had been kept for their retention.", ["what"]
+)
 OUTCOMES = Counter("carillon_digest_delivery_outcomes_total", "Outcomes reported by the dispatcher.", ["outcome"])
 
 RESULTS = ("sent", "empty", "no_address", "subscriber_deleted", "dead")
@@ -44,5 +51,7 @@ for _reason in REASONS:
     ITEMS.labels(ItemState.SUPPRESSED.name.lower(), _reason)
 for _result in RESULTS:
     DIGESTS.labels(_result)
+for _what in ("item", "notification", "window", "digest", "batch_run"):
+    FORGOTTEN.labels(_what)
 for _outcome in ("sent", "dead", "suppressed", "held", "expired"):
     OUTCOMES.labels(_outcome)

@@ -1,111 +1,62 @@
 """From a job to messages: Jinja templates in a sandbox, HTML with a plain-text twin, JSON, and parts. Pure.
 
 Every item is rendered for itself; the pieces are packed into parts by their size; each part gets the layout around
-it. So the split depends on the content alone, and the same job always gives the same parts.
+it, and is handed out before the next one is written. So the split depends on the content alone, the same job always
+gives the same parts, and a digest of any size needs the memory of its items and of one part.
 
-What a tenant's template may do is bounded three times: Jinja's immutable sandbox (no attributes of Python's own,
-nothing changed), a limit on output here, and a process of its own with limits on time and memory around it
-(loops_press.py). When it fails, the built-in template writes the message, and the error is kept beside the digest:
-nobody waits for a template.
-
-A payload's missing field is empty text, not an error: payloads vary, and a message with a gap beats none.
+What a tenant's template may do is bounded three times: Jinja's immutable sandbox, a limit on output (both in
+rendering_sandbox.py), and a process of its own with limits on time and memory around it (loops_press.py). When it
+fails, the built-in template writes the message, and the error is kept beside the digest: nobody waits for a template.
 """
 
-import json
 import traceback
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from jinja2 import ChainableUndefined, Environment, TemplateSyntaxError, nodes
-from jinja2.environment import Template as JinjaTemplate
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import msgspec
 from markupsafe import Markup
 
 from services.digest import builtin_templates as builtin
-from services.digest.rendering_jobs import Job, Line, Part, Rendered, Source
+from services.digest.rendering_jobs import Job, Part, Rendered, Source
+from services.digest.rendering_sandbox import MESSAGE_BYTES, TooLarge, brief, run, run_ours, writer_of_ours
+from services.digest.rendering_views import Groups, ItemView, kinds_of
+from services.digest.speech import Speech
 
 PART_BYTES: Final = 120 * 1024
 """Items of one part, all formats together; the layout comes on top."""
-MESSAGE_BYTES: Final = 240 * 1024
-"""Largest message, all formats together: a link frame is 512 KiB."""
 MAX_SUBJECT: Final = 240
 _SPLITS: Final = 6
-_TITLES = ("title", "subject", "headline", "summary")
 
-
-class BadTemplate(Exception):
-    """The template's `part` (subject or body) does not compile; `line` is counted from 1."""
-
-    def __init__(self, message: str, line: int, part: str = "body") -> None:
-        super().__init__(message)
-        self.line = line
-        self.part = part
-
-
-class TooLarge(Exception):
-    """A message is larger than MESSAGE_BYTES and cannot be split further."""
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A payload's field as people read it."""
-
-    label: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ItemView:
-    """What templates see as `item`; `body` is the item's own rendering and there in layouts only."""
-
-    id: str
-    type: str
-    name: str
-    entity: str
-    group_key: str
-    time: datetime
-    payload: Mapping[str, Any]
-    title: str
-    fields: Sequence[Labelled]
-    body: str = ""
+Pieces = Generator[Part | None, None, str]
+"""Parts in order; None takes back all that came before. Returns why the tenant's templates were not used, or ""."""
 
 
 def render(job: Job) -> Rendered:
     """Render a job with the tenant's templates, else with the built-in ones, else not at all; never raises."""
+    return Rendered.collected(job.id, pieces(job))
+
+
+def pieces(job: Job) -> Pieces:
+    """What `render` gives, as it is written."""
     error = ""
     if job.templates:
         try:
-            return Rendered(id=job.id, parts=_parts(job, job.templates))
+            yield from _parts(job, job.templates)
         except Exception as err:  # noqa: BLE001 - a template is a program, and may fail in any way.
             error = explained(err)
+            yield None
+        else:
+            return ""
     try:
-        return Rendered(id=job.id, parts=_parts(job, {}), error=error)
+        yield from _parts(job, {})
     except Exception as err:  # noqa: BLE001 - the outermost frame of rendering: the error is the answer.
-        return Rendered(id=job.id, parts=[], error=f"{error}; then the built-in template: {explained(err)}".strip("; "))
-
-
-def check_template(source: Source, *, is_html: bool) -> None:
-    """Raise BadTemplate unless subject and body compile and need nothing that is not there."""
-    _check_text(source.subject, "subject", is_html=False)
-    _check_text(source.body, "body", is_html=is_html)
-
-
-def _check_text(text: str, part: str, *, is_html: bool) -> None:
-    environment = _ENVIRONMENTS[is_html]
-    try:
-        tree = environment.parse(text)
-        environment.compile(text)
-    except TemplateSyntaxError as err:
-        raise BadTemplate(err.message or "is not a Jinja template", err.lineno, part) from err
-    except RecursionError as err:
-        raise BadTemplate("is nested too deeply", 1, part) from err
-    for node in tree.find_all((nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport)):
-        raise BadTemplate("include, extends and import are not there: a template stands alone", node.lineno, part)
+        yield None
+        return f"{error}; then the built-in template: {explained(err)}".strip("; ")
+    return error
 
 
 def explained(error: Exception) -> str:
@@ -115,121 +66,17 @@ def explained(error: Exception) -> str:
     return f"{place}{type(error).__name__}: {error}"[:500]
 
 
-# Environments
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, in which a payload's own field comes before a method of Python's dict: payload.items is a field."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        """See Environment."""
-        if isinstance(obj, dict):
-            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
-        return super().getattr(obj, attribute)
-
-
-def _environment(kind: type[Environment], *, is_html: bool) -> Environment:
-    # optimized=False: constants are folded while compiling, where no limit on output holds.
-    environment = kind(
-        autoescape=is_html, undefined=ChainableUndefined, optimized=False, keep_trailing_newline=True, cache_size=0
-    )
-    environment.filters["when"] = when
-    environment.filters["brief"] = brief
-    return environment
-
-
-def when(instant: datetime) -> str:
-    """`Tue 9 Jul 2013, 08:15`, in the subscriber's zone."""
-    return f"{instant:%a} {instant.day} {instant:%b %Y, %H:%M}"
-
-
-def brief(text: str, longest: int) -> str:
-    """The text, cut to `longest` characters."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-_ENVIRONMENTS = {is_html: _environment(_Environment, is_html=is_html) for is_html in (False, True)}
-# Ours need no sandbox, which costs three quarters of the time.
-_BUILTIN = {is_html: _environment(Environment, is_html=is_html) for is_html in (False, True)}
-
-
-@lru_cache(maxsize=512)
-def _compiled(name: str, text: str, is_html: bool, is_builtin: bool) -> JinjaTemplate:
-    environment = (_BUILTIN if is_builtin else _ENVIRONMENTS)[is_html]
-    code = environment.compile(text, filename=f"template {name}")
-    return JinjaTemplate.from_code(environment, code, environment.globals)
-
-
-def _run(name: str, text: str, context: Mapping[str, Any], *, is_html: bool = False, is_builtin: bool = False) -> str:
-    """Render with a limit on output; stops at the first piece beyond it."""
-    pieces: list[str] = []
-    room = MESSAGE_BYTES
-    for piece in _compiled(name, text, is_html, is_builtin).generate(context):
-        room -= len(piece)
-        if room < 0:
-            raise TooLarge(f"the output is larger than {MESSAGE_BYTES:,} bytes")
-        pieces.append(piece)
-    return "".join(pieces)
-
-
-# Items
-
-
-def _views(job: Job) -> list[ItemView]:
-    zone = ZoneInfo(job.zone)
-    return [_view(line, zone) for line in job.lines]
-
-
-def _view(line: Line, zone: ZoneInfo) -> ItemView:
-    payload = _object(line.payload)
-    title_field = next((name for name in _TITLES if isinstance(payload.get(name), str) and payload[name]), "")
-    shown = {name: value for name, value in payload.items() if name != title_field and value is not None}
-    return ItemView(
-        id=line.notification_id,
-        type=line.type,
-        name=line.type_name,
-        entity=line.entity,
-        group_key=line.group_key,
-        time=datetime.fromisoformat(line.occurred_at).astimezone(zone),
-        payload=payload,
-        title=str(payload[title_field]) if title_field else line.entity or line.type_name,
-        fields=[Labelled(_label(name), _shown(value)) for name, value in shown.items()],
-    )
-
-
-def _object(payload: str) -> dict[str, Any]:
-    parsed = json.loads(payload) if payload else {}
-    return parsed if isinstance(parsed, dict) else {"value": parsed}
-
-
-def _label(name: str) -> str:
-    words = name.replace("_", " ").replace("-", " ").strip()
-    return words[:1].upper() + words[1:64]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _with_body(view: ItemView, body: str) -> ItemView:
-    names = (name for name in ItemView.__slots__ if name != "body")
-    return ItemView(body=body, **{name: getattr(view, name) for name in names})
-
-
-# Parts
-
-
-def _parts(job: Job, templates: Mapping[str, Source]) -> list[Part]:
-    if job.format == "json":
-        return _json_parts(job)
+def _parts(job: Job, templates: Mapping[str, Source]) -> Iterator[Part | None]:
     writer = _Writer(job, templates)
     room = PART_BYTES
     for _ in range(_SPLITS):
-        parts = writer.parts(room)
-        if all(_size(part) <= MESSAGE_BYTES for part in parts):
-            return parts
+        for part in writer.parts(room):
+            if _size(part) > MESSAGE_BYTES:
+                yield None
+                break
+            yield part
+        else:
+            return
         room //= 2
     raise TooLarge(f"a message is larger than {MESSAGE_BYTES:,} bytes and cannot be split further")
 
@@ -255,77 +102,117 @@ class _Writer:
 
     def __init__(self, job: Job, templates: Mapping[str, Source]) -> None:
         self._job, self._templates = job, templates
-        self._views = _views(job)
-        zone = ZoneInfo(job.zone)
-        self._subscriber = {"id": job.subscriber, "zone": job.zone, "locale": job.locale}
+        self._is_json = job.format == "json"
+        # What programs read is whole.
+        is_collapsed = job.style == "summary" and not job.is_alone and not self._is_json
+        self._groups = Groups(job.lines, is_collapsed=is_collapsed)
+        speech = Speech(job.locale, job.zone)
+        self._views = [ItemView(line, speech) for line in self._groups.shown(job.lines)]
         self._digest: dict[str, Any] = {
             "id": job.id,
             "cadence": job.cadence,
             "name": job.cadence_name or job.cadence,
             "locale": job.locale,
-            "closed": datetime.fromisoformat(job.closed_at).astimezone(zone),
-            "count": len(self._views),
-            "kinds": _kinds(self._views),
+            "closed": datetime.fromisoformat(job.closed_at).astimezone(ZoneInfo(job.zone)),
+            "count": len(job.lines),
+            "kinds": kinds_of(job.lines),
             "part": 1,
             "parts": 1,
         }
-        self._texts = [_with_body(view, self._item(view, is_html=False)) for view in self._views]
-        self._htmls: list[ItemView] = []
-        if job.format == "html":
-            self._htmls = [_with_body(view, Markup(self._item(view, is_html=True))) for view in self._views]  # noqa: S704
+        subscriber = {"id": job.subscriber, "zone": job.zone, "locale": job.locale}
+        self._context = {"speech": speech, "subscriber": subscriber, "digest": self._digest}
+        ours = {"html": builtin.ITEM_HTML[job.style], "text": builtin.ITEM_TEXT[job.style]}
+        self._ours = {
+            one: writer_of_ours(ours[one], self._context, is_html=one == "html")
+            for one in self._formats()
+            if one in ours
+        }
+        self._bodies = [self._written(view) for view in self._views]
+        self._sizes = [sum(len(body.encode()) for body in bodies) for bodies in self._bodies]
 
-    def parts(self, room: int) -> list[Part]:
+    def _written(self, view: ItemView) -> Sequence[str]:
+        """The item in each of the job's formats, its own first."""
+        bodies = [self._item(view, text_format) for text_format in self._formats()]
+        view._forget()
+        return bodies
+
+    def _formats(self) -> Sequence[str]:
+        return ("html", "text") if self._job.format == "html" else (self._job.format,)
+
+    def parts(self, room: int) -> Iterator[Part]:
         """The messages, their items packed into `room` bytes each."""
-        sizes = [len(view.body.encode()) for view in self._texts]
-        for number, view in enumerate(self._htmls):
-            sizes[number] += len(view.body.encode())
-        runs = _packed(sizes, room)
-        return [self._part(run, number, len(runs)) for number, run in enumerate(runs, start=1)]
+        runs = _packed(self._sizes, room)
+        before: Counter[tuple[str, str]] = Counter()
+        for number, one in enumerate(runs, start=1):
+            yield self._part(one, number, len(runs), before)
+            before.update((view.type, view.group_key) for view in self._views[one.start : one.stop])
 
-    def _part(self, run: range, number: int, of: int) -> Part:
-        context = {"digest": self._digest | {"part": number, "parts": of}, "subscriber": self._subscriber}
-        texts = self._texts[run.start : run.stop]
-        htmls = self._htmls[run.start : run.stop]
-        subject = one_line(self._subject(context, texts))
-        return Part(
-            subject=f"{subject[: MAX_SUBJECT - 20]} ({number} of {of})" if of > 1 else subject,
-            html=self._layout(context, htmls, is_html=True) if htmls else "",
-            text=self._layout(context, texts, is_html=False),
-            json="",
-        )
+    def _part(self, one: range, number: int, of: int, before: Mapping[tuple[str, str], int]) -> Part:
+        views = self._views[one.start : one.stop]
+        context = self._context | {
+            "digest": self._digest | {"part": number, "parts": of},
+            "items": views,
+            "item": views[0],
+            "groups": self._groups.of(views, before),
+        }
+        texts = dict.fromkeys(("html", "text", "json"), "")
+        for place, text_format in enumerate(self._formats()):
+            for view, bodies in zip(views, self._bodies[one.start : one.stop], strict=True):
+                body = bodies[place]
+                view.body = Markup(body) if text_format == "html" else body  # noqa: S704 - it comes of autoescape.
+            texts[text_format] = self._layout(context, text_format)
+        subject = one_line(self._subject(context, views[0]))
+        for view in views:
+            view.body = ""
+            view._forget()
+        return Part(subject=f"{subject[: MAX_SUBJECT - 20]} ({number} of {of})" if of > 1 else subject, **texts)
 
-    def _item(self, view: ItemView, *, is_html: bool) -> str:
-        text_format, default = ("html", builtin.ITEM_HTML) if is_html else ("text", builtin.ITEM_TEXT)
+    def _item(self, view: ItemView, text_format: str) -> str:
         source = self._templates.get(f"item/{text_format}/{view.type}")
-        context = {"item": view, "digest": self._digest, "subscriber": self._subscriber}
-        if source is None:
-            name = f"built-in item {text_format}"
-            return _run(name, default[self._job.style], context, is_html=is_html, is_builtin=True)
-        return _run(source.name, source.body, context, is_html=is_html)
-
-    def _layout(self, context: Mapping[str, Any], views: Sequence[ItemView], *, is_html: bool) -> str:
-        text_format = "html" if is_html else "text"
-        source = self._templates.get(f"layout/{text_format}")
-        context = {**context, "items": views, "groups": _groups(views, self._digest["kinds"])}
         if source is not None:
-            return _run(source.name, source.body, context, is_html=is_html)
-        alone, many = (
-            (builtin.ALONE_HTML, builtin.DIGEST_HTML) if is_html else (builtin.ALONE_TEXT, builtin.DIGEST_TEXT)
-        )
-        default = alone if self._job.is_alone else many
-        return _run(f"built-in layout {text_format}", default, context, is_html=is_html, is_builtin=True)
+            written = run(source, source.body, self._context | {"item": view}, is_html=text_format == "html")
+            return _checked(text_format, written)
+        if text_format == "json":
+            return _dumped(_json_item(view))
+        return self._ours[text_format](view)
 
-    def _subject(self, context: Mapping[str, Any], views: Sequence[ItemView]) -> str:
+    def _layout(self, context: dict[str, Any], text_format: str) -> str:
+        source = self._templates.get(f"layout/{text_format}")
+        if source is not None:
+            return _checked(text_format, run(source, source.body, context, is_html=text_format == "html"))
+        if text_format == "json":
+            return self._json_layout(context)
+        alone, many = (
+            (builtin.ALONE_HTML, builtin.DIGEST_HTML)
+            if text_format == "html"
+            else (builtin.ALONE_TEXT, builtin.DIGEST_TEXT)
+        )
+        return run_ours(alone if self._job.is_alone else many, context, is_html=text_format == "html")
+
+    def _json_layout(self, context: dict[str, Any]) -> str:
+        job = self._job
+        head = {
+            "digest_id": job.id,
+            "subscriber": job.subscriber,
+            "cadence": job.cadence,
+            "close_time": job.closed_at,
+            "item_count": len(job.lines),
+            "part": context["digest"]["part"],
+            "parts": context["digest"]["parts"],
+        }
+        items = ",".join(view.body for view in context["items"])
+        return f'{_dumped(head)[:-1]},"items":[{items}]}}'
+
+    def _subject(self, context: dict[str, Any], first: ItemView) -> str:
         """The layout's, else for one sent alone the item's, else the built-in one. HTML's own before its twin's."""
         own = [f"layout/{self._job.format}", "layout/text"]
         if self._job.is_alone:
-            own += [f"item/{self._job.format}/{views[0].type}", f"item/text/{views[0].type}"]
-        context = {**context, "items": views, "item": views[0], "groups": _groups(views, self._digest["kinds"])}
+            own += [f"item/{self._job.format}/{first.type}", f"item/text/{first.type}"]
         for source in (self._templates.get(place) for place in own):
             if source is not None and source.subject:
-                return _run(source.name, source.subject, context)
-        default = builtin.ALONE_SUBJECT if self._job.is_alone else builtin.DIGEST_SUBJECT
-        return _run("built-in subject", default, context, is_builtin=True)
+                return run(source, source.subject, context)
+        is_titled = self._job.is_alone and not self._is_json
+        return run_ours(builtin.ALONE_SUBJECT if is_titled else builtin.DIGEST_SUBJECT, context)
 
 
 def one_line(text: str) -> str:
@@ -334,61 +221,26 @@ def one_line(text: str) -> str:
     return brief(" ".join(visible.split()), MAX_SUBJECT) or "Notification"
 
 
-def _kinds(views: Sequence[ItemView]) -> list[dict[str, Any]]:
-    """Types with their number of items, most frequent first."""
-    counts: dict[tuple[str, str], int] = {}
-    for view in views:
-        counts[view.type, view.name] = counts.get((view.type, view.name), 0) + 1
-    ordered = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
-    return [{"type": key[0], "name": key[1], "count": count} for key, count in ordered]
-
-
-def _groups(views: Sequence[ItemView], kinds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A part's items by type, in their order; `count` is that of the whole digest."""
-    counts = {kind["type"]: kind["count"] for kind in kinds}
-    groups: dict[str, dict[str, Any]] = {}
-    for view in views:
-        group = groups.setdefault(
-            view.type, {"type": view.type, "name": view.name, "count": counts[view.type], "items": []}
-        )
-        group["items"].append(view)
-    return list(groups.values())
-
-
 # JSON
 
 
-def _json_parts(job: Job) -> list[Part]:
-    items = [_json_item(line) for line in job.lines]
-    runs = _packed([len(json.dumps(one)) for one in items], PART_BYTES)
-    kinds = _kinds(_views(job))
-    subject = one_line(f"{job.cadence_name or job.cadence}: {kinds[0]['count']} × {kinds[0]['name']}")
-    return [
-        Part(subject, "", "", _dumped(job, items[run.start : run.stop], number, len(runs)))
-        for number, run in enumerate(runs, start=1)
-    ]
-
-
-def _json_item(line: Line) -> dict[str, Any]:
+def _json_item(view: ItemView) -> dict[str, Any]:
     return {
-        "notification_id": line.notification_id,
-        "type": line.type,
-        "entity": line.entity,
-        "group_key": line.group_key,
-        "occur_time": line.occurred_at,
-        "payload": _object(line.payload),
+        "notification_id": view.id,
+        "type": view.type,
+        "entity": view.entity,
+        "group_key": view.group_key,
+        "occur_time": view.occurred_at,
+        "payload": msgspec.Raw(view.payload_text.encode()),
     }
 
 
-def _dumped(job: Job, items: Sequence[Mapping[str, Any]], part: int, parts: int) -> str:
-    body = {
-        "digest_id": job.id,
-        "subscriber": job.subscriber,
-        "cadence": job.cadence,
-        "close_time": job.closed_at,
-        "item_count": len(job.lines),
-        "part": part,
-        "parts": parts,
-        "items": items,
-    }
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+def _dumped(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _checked(text_format: str, text: str) -> str:
+    """The same text; raises DecodeError when it should be JSON and is not, NaN and Infinity included."""
+    if text_format == "json":
+        msgspec.json.decode(text)
+    return text

@@ -1,13 +1,19 @@
 """What is to be rendered and what came of it, also as it travels to the process that renders. Pure.
 
-Times travel as ISO text, payloads as the JSON text they were accepted as: the other process does the parsing.
+Times travel as ISO text, payloads as the JSON text they were accepted as: the other process does the parsing. Items
+travel by the thousand, so that neither side ever holds a large digest twice.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
+
+import msgspec
+
+_LINES_AT_ONCE: Final = 1_000
+_encode: Final = msgspec.json.encode
 
 
 class Line(NamedTuple):
@@ -35,7 +41,7 @@ class Job:
     """One window to be rendered: who for, what, and with which of the tenant's own templates.
 
     `templates` maps places to sources: `item/<format>/<type>` for the items, `layout/<format>` for the whole. A place
-    without one gets the built-in template. `lines` are in the order in which they are shown.
+    without one gets the built-in template. `lines` are in the order in which they are shown: by type, group key, time.
     """
 
     id: str
@@ -51,16 +57,22 @@ class Job:
     lines: Sequence[Line]
     templates: Mapping[str, Source] = field(default_factory=dict)
 
-    def to_wire(self) -> dict[str, Any]:
-        """As plain lists and dicts, for JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    def to_wire(self) -> Iterator[bytes]:
+        """As lines of JSON: the job without its items, how many lines of items follow, and these."""
+        chunks = range(0, len(self.lines), _LINES_AT_ONCE)
+        yield _encode(replace(self, lines=()))
+        yield _encode(len(chunks))
+        for start in chunks:
+            yield _encode(self.lines[start : start + _LINES_AT_ONCE])
 
     @classmethod
-    def from_wire(cls, wire: Mapping[str, Any]) -> "Job":
-        """The job in what `to_wire` gave, after JSON."""
-        lines = [Line(*line) for line in wire["lines"]]
-        templates = {place: Source(*source) for place, source in wire["templates"].items()}
-        return cls(**{**wire, "lines": lines, "templates": templates})
+    def from_wire(cls, wire: Iterator[bytes]) -> "Job":
+        """The job in what `to_wire` gave; takes no more lines than are its own."""
+        job = msgspec.json.decode(next(wire), type=cls)
+        lines: list[Line] = []
+        for _ in range(msgspec.json.decode(next(wire), type=int)):
+            lines += msgspec.json.decode(next(wire), type=list[Line])
+        return replace(job, lines=lines)
 
 
 class Part(NamedTuple):
@@ -83,14 +95,63 @@ class Rendered:
     parts: Sequence[Part]
     error: str = ""
 
-    def to_wire(self) -> dict[str, Any]:
-        """As plain lists and dicts, for JSON."""
-        return {"id": self.id, "parts": self.parts, "error": self.error}
+    @classmethod
+    def collected(cls, job_id: str, pieces: Generator[Part | None, None, str]) -> "Rendered":
+        """All of what is written piece by piece; see rendering.pieces."""
+        parts: list[Part] = []
+        while True:
+            try:
+                part = next(pieces)
+            except StopIteration as end:
+                return cls(id=job_id, parts=parts, error=end.value)
+            if part is None:
+                parts.clear()
+            else:
+                parts.append(part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the process that renders is asked: a job, or whether a template compiles; in so much processor time."""
+
+    limit_s: float
+    job: Job | None = None
+    check: Source | None = None
+    is_html: bool = False
+
+    def to_wire(self) -> Iterator[bytes]:
+        """As lines of JSON: the request without its job, then the job's."""
+        yield _encode(replace(self, job=None))
+        if self.job is not None:
+            yield from self.job.to_wire()
 
     @classmethod
-    def from_wire(cls, wire: Mapping[str, Any]) -> "Rendered":
-        """What `to_wire` gave, after JSON."""
-        return cls(id=wire["id"], parts=[Part(*part) for part in wire["parts"]], error=wire["error"])
+    def from_wire(cls, line: bytes) -> "Request":
+        """The request in the first line; what has nothing to check is followed by a job."""
+        return msgspec.json.decode(line, type=cls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One line of an answer: a part, or that those before do not count, or else its end.
+
+    `line` and `place` (subject or body) tell where a template does not compile.
+    """
+
+    part: Part | None = None
+    is_taken_back: bool = False
+    error: str = ""
+    line: int = 0
+    place: str = ""
+
+    def to_wire(self) -> bytes:
+        """As a line of JSON."""
+        return _encode(self) + b"\n"
+
+    @classmethod
+    def from_wire(cls, line: bytes) -> "Answer":
+        """What `to_wire` gave."""
+        return msgspec.json.decode(line, type=cls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,13 @@ from libs.postgres import Database
 from libs.rpc import Servicer
 from services.digest.boundaries import Boundaries
 from services.digest.rpc_catalog import CatalogRpc
+from services.digest.rpc_previews import PreviewsRpc
 from services.digest.rpc_stores import CatalogStore, MovingStore, Press, PreviewStore, Timers, ViewStore
 from services.digest.rpc_views import ViewsRpc
 
 
-class DigestRpc(CatalogRpc, ViewsRpc, digest_pb2_grpc.DigestServiceServicer):
-    """All RPCs, written in two modules because one would be too long."""
+class DigestRpc(CatalogRpc, PreviewsRpc, ViewsRpc, digest_pb2_grpc.DigestServiceServicer):
+    """All RPCs, written in three modules because one would be too long."""
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class DigestRpc(CatalogRpc, ViewsRpc, digest_pb2_grpc.DigestServiceServicer):
         CatalogRpc.__init__(
             self, db=db, catalog=catalog, moving=moving, timers=timers, press=press, boundaries=boundaries, clock=clock
         )
+        PreviewsRpc.__init__(self, db=db, catalog=catalog, press=press, clock=clock)
         ViewsRpc.__init__(self, db=db, views=views, previews=previews, press=press, clock=clock)
 
 

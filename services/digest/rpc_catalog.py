@@ -2,25 +2,28 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Protocol, TypeVar
 
 from carillon.digest.v1 import digest_pb2 as pb
 
 from libs.clock import Clock
-from libs.errors import FieldViolation, InvalidArgument, Violations
+from libs.errors import Violations
 from libs.postgres import Database
 from libs.rpc_context import Context, tenant_of
 from libs.wire import check_count, check_page_size, page_token, read_page_token
 from services.digest import rpc_messages as messages
 from services.digest.boundaries import Boundaries
-from services.digest.catalog import Aligned, Format
-from services.digest.rendering import BadTemplate
-from services.digest.rendering_jobs import Source
+from services.digest.catalog import Aligned, NotificationType
+from services.digest.rpc_previews import check_compiles
 from services.digest.rpc_stores import CatalogStore, MovingStore, Press, Timers
 from services.digest.templates import key_of
 
 _MOST_TEMPLATES = 12
 """As many as fit into an answer of 4 MiB, whatever their size."""
+
+_MOST_TEXT_BYTES = 3 << 20
+"""What the texts of the types in one answer add up to; clients take 4 MiB."""
 
 
 class _HasId(Protocol):
@@ -75,6 +78,7 @@ class CatalogRpc:
         limit, after = _page(request.page_size, request.page_token)
         async with self._db.read() as tx:
             found = await self._catalog.list_types(tx, tenant_of(context), after=after, limit=limit + 1)
+        limit = _fitting(found, limit)
         return pb.ListNotificationTypesResponse(
             notification_types=map(messages.from_type, found[:limit]), next_page_token=_next(found, limit)
         )
@@ -98,6 +102,7 @@ class CatalogRpc:
         tenant, now = tenant_of(context), self._clock.now()
         async with self._db.transaction() as tx:
             moved = await self._catalog.put_subscribers(tx, tenant, subscribers)
+            await self._moving.release_windows(tx, tenant, [one.id for one in subscribers])
             timers = (
                 await self._moving.move_windows(tx, tenant, moved, now=now, boundaries=self._boundaries)
                 if moved
@@ -222,14 +227,7 @@ class CatalogRpc:
     async def PutTemplate(self, request: pb.PutTemplateRequest, context: Context) -> pb.PutTemplateResponse:
         """See the contract."""
         one = _checked(lambda v: messages.template(v, "template", request.template))
-        source = Source(one.id, one.subject, one.body)
-        try:
-            await self._press.check(source, is_html=one.format is Format.HTML)
-        except BadTemplate as err:
-            raise InvalidArgument(
-                [FieldViolation(f"template.{err.part}", f"does not compile: line {err.line}: {err}")],
-                reason="BAD_TEMPLATE",
-            ) from err
+        await check_compiles(self._press, one)
         async with self._db.transaction() as tx:
             await self._catalog.put_template(tx, tenant_of(context), one)
         return pb.PutTemplateResponse(template=messages.from_template(one))
@@ -258,6 +256,12 @@ class CatalogRpc:
         async with self._db.transaction() as tx:
             await self._catalog.delete_template(tx, tenant_of(context), key)
         return pb.DeleteTemplateResponse()
+
+
+def _fitting(found: Sequence[NotificationType], limit: int) -> int:
+    """How many of them, at least one, fit into an answer."""
+    ends = accumulate(len(f"{one.name}{one.description}{one.payload_schema}".encode()) for one in found[:limit])
+    return max(1, sum(end <= _MOST_TEXT_BYTES for end in ends)) if found else limit
 
 
 T = TypeVar("T")

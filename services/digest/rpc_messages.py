@@ -7,10 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 from carillon.digest.v1 import digest_pb2 as pb
 
+from libs.conditions import BadCondition
 from libs.errors import Violations
 from libs.recurrence import BadRule, check_rule, next_after
-from libs.wire import check_count, check_duration, check_enum, check_text, check_zone, to_duration
+from libs.wire import check_count, check_duration, check_enum, check_number, check_text, check_zone, to_duration
 from services.digest.catalog import (
+    DEFAULT_RETENTION,
     IMMEDIATE,
     OFF,
     Aligned,
@@ -20,17 +22,23 @@ from services.digest.catalog import (
     External,
     Format,
     NotificationType,
+    Rolling,
     Style,
     Subscriber,
     Subscription,
     Template,
     rule_of,
 )
+from services.digest.filters import compile_filter
+from services.digest.payload_schemas import BadSchema, compiled
+from services.digest.rpc_quiet import from_quiet_hours, quiet_hours
 
 _ID = r"[a-z0-9._/-]+"
 _ID_WORDS = "lower-case letters, digits and . _ / -"
 _LATER = "is not built yet; leave it empty"
 _MAX_BODY_BYTES = 256 * 1024
+_LONGEST_ROLLING = timedelta(days=30)
+_MOST_ITEMS = 100_000
 _FIRST_CHECKED = datetime(2026, 1, 1, tzinfo=UTC)
 
 _BUILT_IN = (IMMEDIATE, OFF)
@@ -51,10 +59,6 @@ def check_name(v: Violations, field: str, value: str, *, longest: int = 256) -> 
 
 def notification_type(v: Violations, field: str, one: pb.NotificationType) -> NotificationType:
     """A checked type."""
-    if one.payload_schema:
-        v.add(f"{field}.payload_schema", _LATER)
-    if one.HasField("retention"):
-        v.add(f"{field}.retention", _LATER)
     default = one.default_cadence or IMMEDIATE
     if one.is_mandatory and default == OFF:
         v.add(f"{field}.default_cadence", "must not be off for a mandatory type")
@@ -65,7 +69,24 @@ def notification_type(v: Violations, field: str, one: pb.NotificationType) -> No
         default_cadence=check_type_id(v, f"{field}.default_cadence", default),
         default_channel=_channel(v, f"{field}.default_channel", one.default_channel) or Channel.EMAIL,
         is_mandatory=one.is_mandatory,
+        payload_schema=_payload_schema(v, f"{field}.payload_schema", one.payload_schema),
+        retention=_retention(v, f"{field}.retention", one) or DEFAULT_RETENTION,
     )
+
+
+def _retention(v: Violations, field: str, one: pb.NotificationType) -> timedelta | None:
+    if not one.HasField("retention"):
+        return None
+    return check_duration(v, field, one.retention, least=timedelta(days=1), most=timedelta(days=3650))
+
+
+def _payload_schema(v: Violations, field: str, text: str) -> str:
+    if text:
+        try:
+            compiled(text)
+        except BadSchema as err:
+            v.add(field, str(err))
+    return text
 
 
 def from_type(one: NotificationType) -> pb.NotificationType:
@@ -77,6 +98,8 @@ def from_type(one: NotificationType) -> pb.NotificationType:
         default_cadence=one.default_cadence,
         default_channel=to_channel(one.default_channel),
         is_mandatory=one.is_mandatory,
+        payload_schema=one.payload_schema,
+        retention=to_duration(one.retention),
     )
 
 
@@ -85,8 +108,6 @@ def from_type(one: NotificationType) -> pb.NotificationType:
 
 def subscriber(v: Violations, field: str, one: pb.Subscriber) -> Subscriber:
     """A checked subscriber."""
-    if one.quiet_hours:
-        v.add(f"{field}.quiet_hours", _LATER)
     if one.apprise_url:
         v.add(f"{field}.apprise_url", _LATER)
     zone, locale = one.zone or "UTC", one.locale or "en"
@@ -103,7 +124,11 @@ def subscriber(v: Violations, field: str, one: pb.Subscriber) -> Subscriber:
         for name, (longest, pattern, words) in addresses.items()
     }
     return Subscriber(
-        id=check_name(v, f"{field}.id", one.id), zone=zone, locale=_locale(v, f"{field}.locale", locale), **checked
+        id=check_name(v, f"{field}.id", one.id),
+        zone=zone,
+        locale=check_locale(v, f"{field}.locale", locale),
+        quiet_hours=quiet_hours(v, f"{field}.quiet_hours", one.quiet_hours, channel=_channel),
+        **checked,
     )
 
 
@@ -116,6 +141,7 @@ def from_subscriber(one: Subscriber) -> pb.Subscriber:
         email=one.email,
         webhook_url=one.webhook_url,
         apprise_url=one.apprise_url,
+        quiet_hours=map(from_quiet_hours, one.quiet_hours),
     )
 
 
@@ -125,7 +151,7 @@ def from_subscriber(one: Subscriber) -> pb.Subscriber:
 def subscription(v: Violations, field: str, one: pb.Subscription) -> Subscription:
     """A checked subscription; whether subscriber and cadences exist is the store's to say."""
     if one.filter:
-        v.add(f"{field}.filter", _LATER)
+        _check_filter(v, f"{field}.filter", one.filter)
     check_count(v, f"{field}.choices", one.choices, most=8)
     choices = [_choice(v, f"{field}.choices[{number}]", choice) for number, choice in enumerate(one.choices[:8])]
     if len(set(choices)) < len(choices):
@@ -145,7 +171,18 @@ def subscription(v: Violations, field: str, one: pb.Subscription) -> Subscriptio
             v, f"{field}.topic", one.topic, shortest=0, longest=256, pattern=r"[^\t\r\n]+", described_as="one line"
         ),
         choices=tuple(choices),
+        filter=one.filter,
     )
+
+
+def _check_filter(v: Violations, field: str, text: str) -> None:
+    if "\x00" in text:
+        v.add(field, "must not hold NUL")
+        return
+    try:
+        compile_filter(text)
+    except BadCondition as err:
+        v.add(field, str(err))
 
 
 def _choice(v: Violations, field: str, one: pb.Choice) -> Choice:
@@ -177,7 +214,14 @@ def from_subscription(one: Subscription) -> pb.Subscription:
         )
         for choice in one.choices
     ]
-    return pb.Subscription(id=one.id, subscriber=one.subscriber, type=one.type, topic=one.topic, choices=choices)
+    return pb.Subscription(
+        id=one.id,
+        subscriber=one.subscriber,
+        type=one.type,
+        topic=one.topic,
+        choices=choices,
+        filter=one.filter,
+    )
 
 
 # Cadences
@@ -188,14 +232,14 @@ def cadence(v: Violations, field: str, one: pb.Cadence) -> Cadence:
     checked_id = check_type_id(v, f"{field}.id", one.id)
     if checked_id in _BUILT_IN:
         v.add(f"{field}.id", f"must not be {checked_id}, which always exists")
-    kind: Aligned | External = External(batch="")
+    kind: Aligned | Rolling | External = External(batch="")
     match one.WhichOneof("kind"):
         case "aligned":
             kind = _aligned(v, f"{field}.aligned", one.aligned)
         case "external":
             kind = _external(v, f"{field}.external", one.external)
         case "rolling":
-            v.add(f"{field}.rolling", "is not built yet; use aligned or external")
+            kind = _rolling(v, f"{field}.rolling", one.rolling)
         case _:
             v.add(field, "must have exactly one of aligned, rolling, external")
     return Cadence(id=checked_id, name=_optional_line(v, f"{field}.name", one.name, 200), kind=kind)
@@ -233,6 +277,22 @@ def check_occurs(v: Violations, field: str, one: Aligned) -> None:
         v.add(f"{field}.{err.field}", str(err))
 
 
+def _rolling(v: Violations, field: str, one: pb.RollingCadence) -> Rolling:
+    bounds = {"least": timedelta(seconds=1), "most": _LONGEST_ROLLING}
+    duration = check_duration(v, f"{field}.duration", one.duration, **bounds) or timedelta(seconds=1)
+    extension = check_duration(v, f"{field}.extension", one.extension, **bounds) if one.HasField("extension") else None
+    cap: timedelta | None = None
+    if one.HasField("cap"):
+        cap = check_duration(v, f"{field}.cap", one.cap, least=duration, most=4 * _LONGEST_ROLLING)
+    return Rolling(
+        duration=duration,
+        extension=extension,
+        cap=cap,
+        maximum_items=check_number(v, f"{field}.maximum_items", one.maximum_items, least=0, most=_MOST_ITEMS),
+        is_leading=one.is_leading,
+    )
+
+
 def _external(v: Violations, field: str, one: pb.ExternalCadence) -> External:
     fallback: timedelta | None = None
     if one.HasField("fallback_after"):
@@ -260,6 +320,15 @@ def from_cadence(one: Cadence) -> pb.Cadence:
         case External(batch=batch, fallback_after=fallback_after):
             external = pb.ExternalCadence(batch=batch, fallback_after=to_duration(fallback_after))
             return pb.Cadence(id=one.id, name=one.name, external=external)
+        case Rolling(duration=duration, extension=extension, cap=cap):
+            rolling = pb.RollingCadence(
+                duration=to_duration(duration),
+                extension=to_duration(extension) if extension else None,
+                cap=to_duration(cap) if cap else None,
+                maximum_items=one.kind.maximum_items,
+                is_leading=one.kind.is_leading,
+            )
+            return pb.Cadence(id=one.id, name=one.name, rolling=rolling)
 
 
 # Templates
@@ -267,8 +336,6 @@ def from_cadence(one: Cadence) -> pb.Cadence:
 
 def template(v: Violations, field: str, one: pb.Template) -> Template:
     """A checked template; whether it compiles is the press's to say."""
-    if one.format == pb.FORMAT_JSON:
-        v.add(f"{field}.format", "cannot be JSON yet: what webhooks get is fixed")
     body_bytes = len(one.body.encode())
     if not 0 < body_bytes <= _MAX_BODY_BYTES:
         v.add(f"{field}.body", f"must be 1-{_MAX_BODY_BYTES:,} bytes, got {body_bytes:,}")
@@ -292,7 +359,7 @@ def template_key(
     one_id = check_text(v, f"{prefix}id", one.id, longest=256, pattern=_ID, described_as=_ID_WORDS)
     text_format = _format(v, f"{prefix}format", one.format) or Format.HTML
     style = _style(v, f"{prefix}style", one.style) or Style.FULL
-    locale = _locale(v, f"{prefix}locale", one.locale) if one.locale else ""
+    locale = check_locale(v, f"{prefix}locale", one.locale) if one.locale else ""
     return one_id, text_format.value, style.value, locale
 
 
@@ -353,7 +420,7 @@ def _enum_name(
     return enum.Name(value).partition("_")[2]  # type: ignore[arg-type]  # It is one of the values: just checked.
 
 
-def _locale(v: Violations, field: str, value: str) -> str:
+def check_locale(v: Violations, field: str, value: str) -> str:
     pattern = r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*"
     return check_text(v, field, value, longest=35, pattern=pattern, described_as="a BCP 47 tag such as en or de-AT")
 

@@ -5,6 +5,7 @@ nothing ends up naming what is not there. Lists are in order of ids; `after` is 
 """
 
 from collections.abc import Collection, Sequence
+from datetime import time
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, Table, delete, func, or_, select
@@ -23,12 +24,15 @@ from services.digest.catalog import (
     External,
     Format,
     NotificationType,
+    QuietRange,
+    Rolling,
     Style,
     Subscriber,
     Subscription,
     Template,
     WindowKind,
 )
+from services.digest.payload_schemas import schema_id
 from services.digest.templates import TemplateKey
 
 _UNSPECIFIED = ""
@@ -58,6 +62,9 @@ async def put_type(tx: Transaction, tenant: str, one: NotificationType) -> None:
                 "default_cadence": one.default_cadence,
                 "default_channel": one.default_channel.value,
                 "is_mandatory": one.is_mandatory,
+                "payload_schema": one.payload_schema,
+                "schema_id": schema_id(one.payload_schema) if one.payload_schema else None,
+                "retention": one.retention,
             }
         ],
     )
@@ -90,6 +97,8 @@ def _type(row: Row[Any]) -> NotificationType:
         default_cadence=row.default_cadence,
         default_channel=Channel(row.default_channel),
         is_mandatory=row.is_mandatory,
+        payload_schema=row.payload_schema,
+        retention=row.retention,
     )
 
 
@@ -97,7 +106,10 @@ def _type(row: Row[Any]) -> NotificationType:
 
 
 async def put_subscribers(tx: Transaction, tenant: str, subscribers: Sequence[Subscriber]) -> dict[str, str]:
-    """Store subscribers; returns the new zones of those whose zone has changed."""
+    """Store subscribers; returns the new zones of those whose zone has changed.
+
+    What quiet hours hold is the caller's to look at again: `store_windows.release_windows`.
+    """
     table = tables.subscriber
     ids = sorted(one.id for one in subscribers)
     query = select(table.c.id, table.c.zone).where(table.c.tenant == tenant, table.c.id.in_(ids)).order_by(table.c.id)
@@ -111,6 +123,7 @@ async def put_subscribers(tx: Transaction, tenant: str, subscribers: Sequence[Su
             "email": one.email,
             "webhook_url": one.webhook_url,
             "apprise_url": one.apprise_url,
+            "quiet_hours": [_quiet_text(quiet) for quiet in one.quiet_hours],
         }
         for one in subscribers
     ]
@@ -143,6 +156,24 @@ def _subscriber(row: Row[Any]) -> Subscriber:
         email=row.email,
         webhook_url=row.webhook_url,
         apprise_url=row.apprise_url,
+        quiet_hours=quiet_ranges(row.quiet_hours),
+    )
+
+
+def _quiet_text(one: QuietRange) -> str:
+    return f"{one.channel or ''}/{one.start:%H:%M}/{one.until:%H:%M}"
+
+
+def quiet_ranges(texts: Sequence[str]) -> tuple[QuietRange, ...]:
+    """Quiet hours as the table writes them."""
+    parts = [text.split("/") for text in texts]
+    return tuple(
+        QuietRange(
+            channel=Channel(channel) if channel else None,
+            start=time.fromisoformat(start),
+            until=time.fromisoformat(until),
+        )
+        for channel, start, until in parts
     )
 
 
@@ -155,7 +186,14 @@ async def put_subscriptions(tx: Transaction, tenant: str, subscriptions: Sequenc
     cadences = {choice.cadence for one in subscriptions for choice in one.choices}
     await _require(tx, tables.cadence, tenant, cadences - {IMMEDIATE, OFF}, "cadence")
     rows: list[dict[str, object]] = [
-        {"tenant": tenant, "id": one.id, "subscriber": one.subscriber, "type": one.type, "topic": one.topic}
+        {
+            "tenant": tenant,
+            "id": one.id,
+            "subscriber": one.subscriber,
+            "type": one.type,
+            "topic": one.topic,
+            "filter": one.filter,
+        }
         for one in subscriptions
     ]
     await _put(tx, tables.subscription, rows)  # Locks them, so that the same one put twice at once ends up whole.
@@ -179,6 +217,7 @@ def _choice_rows(tenant: str, one: Subscription) -> list[dict[str, object]]:
             "channel": choice.channel or _UNSPECIFIED,
             "format": choice.format or _UNSPECIFIED,
             "style": choice.style or _UNSPECIFIED,
+            "filter": one.filter,
         }
         for position, choice in enumerate(one.choices)
     ]
@@ -226,7 +265,12 @@ async def _with_choices(tx: Transaction, tenant: str, rows: Sequence[Row[Any]]) 
         )
     return [
         Subscription(
-            id=row.id, subscriber=row.subscriber, type=row.type, topic=row.topic, choices=tuple(choices[row.id])
+            id=row.id,
+            subscriber=row.subscriber,
+            type=row.type,
+            topic=row.topic,
+            choices=tuple(choices[row.id]),
+            filter=row.filter,
         )
         for row in rows
     ]
@@ -237,14 +281,29 @@ async def _with_choices(tx: Transaction, tenant: str, rows: Sequence[Row[Any]]) 
 
 async def put_cadence(tx: Transaction, tenant: str, one: Cadence) -> None:
     """Store a cadence."""
-    row: dict[str, object] = {"tenant": tenant, "id": one.id, "name": one.name}
+    row: dict[str, object] = {
+        "tenant": tenant,
+        "id": one.id,
+        "name": one.name,
+        "cron": "",
+        "rrule": "",
+        "zone": "",
+        "batch": "",
+        "fallback_after": None,
+        "duration": None,
+        "extension": None,
+        "cap": None,
+        "maximum_items": None,
+        "is_leading": None,
+    }
     match one.kind:
         case Aligned(cron=cron, rrule=rrule, zone=zone):
             row |= {"kind": int(WindowKind.ALIGNED), "cron": cron, "rrule": rrule, "zone": zone}
-            row |= {"batch": "", "fallback_after": None}
         case External(batch=batch, fallback_after=fallback_after):
-            row |= {"kind": int(WindowKind.EXTERNAL), "cron": "", "rrule": "", "zone": ""}
-            row |= {"batch": batch, "fallback_after": fallback_after}
+            row |= {"kind": int(WindowKind.EXTERNAL), "batch": batch, "fallback_after": fallback_after}
+        case Rolling(duration=duration, extension=extension, cap=cap, is_leading=is_leading):
+            row |= {"kind": int(WindowKind.ROLLING), "duration": duration, "extension": extension, "cap": cap}
+            row |= {"maximum_items": one.kind.maximum_items or None, "is_leading": is_leading}
     await _put(tx, tables.cadence, [row])
 
 
@@ -274,9 +333,17 @@ async def delete_cadence(tx: Transaction, tenant: str, cadence_id: str) -> None:
 
 
 def _cadence(row: Row[Any]) -> Cadence:
-    kind: Aligned | External
+    kind: Aligned | Rolling | External
     if row.kind == WindowKind.ALIGNED:
         kind = Aligned(cron=row.cron, rrule=row.rrule, zone=row.zone)
+    elif row.kind == WindowKind.ROLLING:
+        kind = Rolling(
+            duration=row.duration,
+            extension=row.extension,
+            cap=row.cap,
+            maximum_items=row.maximum_items or 0,
+            is_leading=row.is_leading,
+        )
     else:
         kind = External(batch=row.batch, fallback_after=row.fallback_after)
     return Cadence(id=row.id, name=row.name, kind=kind)

@@ -6,6 +6,7 @@ verdicts into a session's temporary table; from there they become items, togethe
 **No item lands in a window that has begun to close** (INV-7). Windows are locked FOR SHARE, in the order of their ids,
 in the statement that inserts their items; whoever closes one needs it exclusively. So closing waits for inserts under
 way, and an insert that waited for a closing finds the window no longer open: its items go round again, to the next one.
+Rolling windows come after the others, and are locked exclusively: see store_rolling.
 
 Matching: directly told subscribers by their subscriptions without a topic, a topic's by those with it. Of these the
 most specific type wins, exact before the longest prefix; without any, those told directly get the type's default.
@@ -20,33 +21,31 @@ from typing import Any, LiteralString
 from psycopg import AsyncCursor
 
 from libs.errors import Unavailable
-from libs.postgres import Transaction, copy_rows
+from libs.postgres import Transaction
 from libs.recurrence import BadRule
+from services.digest import store_history
 from services.digest.boundaries import Boundaries, LocalRule
-from services.digest.catalog import ItemState
+from services.digest.catalog import ItemState, WindowKind
 from services.digest.commands import Expanded, Notification, Verdict, WindowTimer
+from services.digest.payload_schemas import PayloadSchemas
+from services.digest.store_arrivals import take_over
+from services.digest.store_filters import apply_filters
+from services.digest.store_rolling import place_in_rolling
 
+_PENDING = ItemState.PENDING
 _ROUNDS = 5
 _SMALL_FRAME = 20
 """Notifications up to which statements are planned once and kept."""
 _ANALYZED_ITEMS = 1_000
 """From so many items on, Postgres is told how many there are before it plans; a few it plans well without."""
 
-_COLUMNS = (
-    *("tenant", "id", "type", "entity", "group_key", "payload", "subscribers", "topics", "occurred_at", "expires_at"),
-    *("timer_id", "schedule_id", "timer_type", "timeline", "sequence", "received_at", "priority"),
-)
-_TYPES = (
-    *("text", "uuid", "text", "text", "text", "text", "text[]", "text[]", "timestamptz", "timestamptz"),
-    *("uuid", "uuid", "text", "text", "int8", "timestamptz", "int2"),
-)
-
 # Emptied by Postgres itself at the end of each transaction; no statistics, no locks, no log.
 _SCRATCH = """
     CREATE TEMPORARY TABLE IF NOT EXISTS expansion (
         tenant text, notification_id uuid, subscriber text, choice text, state smallint, reason text, kind smallint,
         priority smallint, cadence text, channel text, format text, style text, rule text, is_fixed boolean, zone text,
-        batch text, fallback_after interval, occurred_at timestamptz, window_id uuid, slot_at timestamptz)
+        batch text, fallback_after interval, occurred_at timestamptz, window_id uuid, slot_at timestamptz, filter text,
+        duration interval, extension interval, cap interval, full_at integer, lead_style text)
         ON COMMIT DELETE ROWS;
     CREATE TEMPORARY TABLE IF NOT EXISTS boundary (
         rule text, zone text, start_at timestamptz, end_at timestamptz) ON COMMIT DELETE ROWS"""
@@ -56,13 +55,13 @@ _DECIDE = """
         SELECT n.tenant, n.id, n.type, n.occurred_at, n.priority, n.subscribers, n.topics,
             t.id IS NOT NULL AS is_known, coalesce(t.is_mandatory, false) AS is_mandatory,
             coalesce(t.default_cadence, '') AS default_cadence, coalesce(t.default_channel, '') AS default_channel,
-            coalesce(n.expires_at <= %(now)s, false) AS is_expired,
+            coalesce(n.expires_at <= %(now)s, false) AS is_expired, fresh.is_refused,
             n.sequence > 0 AND EXISTS (
                 SELECT FROM tombstone b
                 WHERE b.tenant = n.tenant AND b.entity = n.entity AND n.entity <> '' AND b.sequence > n.sequence
                 AND b.type IN ('', n.type, n.timer_type) AND b.timeline IN ('', n.timeline)
                 AND (b.timer_ids = '{}' OR b.timer_ids && ARRAY[n.timer_id, n.schedule_id])) AS is_cancelled
-        FROM unnest(%(tenants)s::text[], %(ids)s::uuid[]) AS fresh (tenant, id)
+        FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(refused)s::boolean[]) AS fresh (tenant, id, is_refused)
         JOIN notification n ON n.tenant = fresh.tenant AND n.id = fresh.id
         LEFT JOIN notification_type t ON t.tenant = n.tenant AND t.id = n.type
     ), named AS MATERIALIZED (
@@ -71,11 +70,13 @@ _DECIDE = """
     ), topical AS MATERIALIZED (
         SELECT DISTINCT a.tenant, a.id, a.type, told.topic FROM arrived a CROSS JOIN unnest(a.topics) AS told (topic)
     ), matching AS (
-        SELECT n.tenant, n.id, c.topic, c.subscriber, c.cadence, c.channel, c.format, c.style, c.is_prefix, c.type
+        SELECT n.tenant, n.id, c.topic, c.subscriber, c.cadence, c.channel, c.format, c.style, c.is_prefix, c.type,
+            c.filter
         FROM named n JOIN choice c ON c.tenant = n.tenant AND c.topic = '' AND c.subscriber = n.subscriber
         WHERE CASE WHEN c.is_prefix THEN starts_with(n.type, c.type) ELSE n.type = c.type END
         UNION ALL
-        SELECT t.tenant, t.id, c.topic, c.subscriber, c.cadence, c.channel, c.format, c.style, c.is_prefix, c.type
+        SELECT t.tenant, t.id, c.topic, c.subscriber, c.cadence, c.channel, c.format, c.style, c.is_prefix, c.type,
+            c.filter
         FROM topical t JOIN choice c ON c.tenant = t.tenant AND c.topic = t.topic AND c.topic <> ''
         WHERE CASE WHEN c.is_prefix THEN starts_with(t.type, c.type) ELSE t.type = c.type END
     ), matched AS MATERIALIZED (
@@ -83,24 +84,26 @@ _DECIDE = """
             PARTITION BY tenant, id, topic, subscriber ORDER BY is_prefix, length(type) DESC) AS place
         FROM matching
     ), chosen AS (
-        SELECT tenant, id, subscriber, cadence, channel, format, style, '' AS unheard FROM matched WHERE place = 1
+        SELECT tenant, id, subscriber, cadence, channel, format, style, filter, '' AS unheard
+        FROM matched WHERE place = 1
         UNION ALL
-        SELECT tenant, id, subscriber, '', '', '', '', '' FROM named n WHERE NOT EXISTS (
+        SELECT tenant, id, subscriber, '', '', '', '', '', '' FROM named n WHERE NOT EXISTS (
             SELECT FROM matched m
             WHERE m.tenant = n.tenant AND m.id = n.id AND m.subscriber = n.subscriber AND m.topic = '')
         UNION ALL
-        SELECT tenant, id, '', '', '', '', '', topic FROM topical t WHERE NOT EXISTS (
+        SELECT tenant, id, '', '', '', '', '', '', topic FROM topical t WHERE NOT EXISTS (
             SELECT FROM matched m WHERE m.tenant = t.tenant AND m.id = t.id AND m.topic = t.topic)
     ), settled AS (
         SELECT c.tenant, c.id, c.subscriber, c.unheard, c.format, c.style, a.occurred_at, a.priority,
-            a.is_known, a.is_expired, a.is_cancelled,
+            a.is_known, a.is_expired, a.is_cancelled, a.is_refused,
             CASE WHEN c.cadence = '' OR c.cadence = 'off' AND a.is_mandatory THEN a.default_cadence
                 ELSE c.cadence END AS cadence,
+            CASE WHEN a.is_mandatory THEN '' ELSE c.filter END AS filter,
             CASE c.channel WHEN '' THEN a.default_channel ELSE c.channel END AS channel
         FROM chosen c JOIN arrived a ON a.tenant = c.tenant AND a.id = c.id
     ), written AS (
         SELECT s.tenant, s.id, s.subscriber, s.unheard, s.occurred_at, s.priority, s.is_known, s.is_expired,
-            s.is_cancelled, s.cadence, s.channel,
+            s.is_cancelled, s.is_refused, s.cadence, s.channel, s.filter,
             CASE WHEN s.format <> '' THEN s.format
                 ELSE CASE s.channel WHEN 'email' THEN 'html' WHEN 'webhook' THEN 'json' ELSE 'text' END END AS format,
             CASE WHEN s.style <> '' THEN s.style
@@ -111,7 +114,10 @@ _DECIDE = """
             coalesce(k.kind, 1) AS kind, k.id IS NOT NULL AS is_cadence,
             CASE WHEN k.cron <> '' THEN 'cron:' || k.cron ELSE 'rrule:' || k.rrule END AS rule,
             k.zone <> '' AS is_fixed, coalesce(nullif(k.zone, ''), r.zone) AS zone,
-            coalesce(k.batch, '') AS batch, k.fallback_after
+            coalesce(k.batch, '') AS batch, k.fallback_after,
+            k.duration, k.extension, coalesce(k.cap, k.duration * 4) AS cap,
+            k.maximum_items + k.is_leading::int AS full_at,
+            CASE WHEN k.is_leading THEN coalesce(nullif(s.style, ''), 'full') END AS lead_style
         FROM settled s
         LEFT JOIN subscriber r ON r.tenant = s.tenant AND r.id = s.subscriber
         LEFT JOIN cadence k ON k.tenant = s.tenant AND k.id = s.cadence
@@ -119,6 +125,7 @@ _DECIDE = """
         SELECT *, CASE
             WHEN is_cancelled THEN 'cancelled'
             WHEN is_expired THEN 'expired'
+            WHEN is_refused THEN 'payload_invalid'
             WHEN unheard <> '' THEN 'no_subscriber'
             WHEN NOT is_known THEN 'unknown_type'
             WHEN NOT is_subscriber THEN 'unknown_subscriber'
@@ -133,16 +140,17 @@ _DECIDE = """
                 ELSE concat_ws('/', cadence, channel, format, style) END AS choice,
             CASE reason WHEN '' THEN 1 WHEN 'cancelled' THEN 5 WHEN 'expired' THEN 6 ELSE 4 END AS state,
             CASE WHEN reason IN ('cancelled', 'expired') THEN '' ELSE reason END AS reason,
-            kind, priority, cadence, channel, format, style, rule, is_fixed, zone, batch, fallback_after, occurred_at
+            kind, priority, cadence, channel, format, style, rule, is_fixed, zone, batch, fallback_after, occurred_at,
+            filter, duration, extension, cap, full_at, lead_style
         FROM judged
     )
     INSERT INTO expansion
     SELECT tenant, id, subscriber, choice, state, reason, kind, priority, cadence, channel, format, style, rule,
         is_fixed, zone, batch, fallback_after, occurred_at, CASE WHEN state = 1 AND kind = 1 THEN uuidv7() END,
-        CASE WHEN kind = 3 THEN timestamptz 'epoch' END
+        CASE WHEN kind IN (3, 4) THEN timestamptz 'epoch' END, filter, duration, extension, cap, full_at, lead_style
     FROM verdicts"""
 
-_COUNT = "SELECT state, kind = 1, reason, count(*) FROM expansion GROUP BY 1, 2, 3"
+_COUNT = "SELECT state, kind, reason, filter <> '', count(*) FROM expansion GROUP BY 1, 2, 3, 4"
 
 # Sent alone: the window holds one item and is closing from the start, so that everything leaves by the same door.
 _OPEN_ALONE = """
@@ -155,7 +163,7 @@ _OPEN_ALONE = """
 _SETTLE = """
     INSERT INTO item (tenant, notification_id, subscriber, choice, state, reason, window_id, changed_at)
     SELECT tenant, notification_id, subscriber, choice, state, reason, window_id, %(now)s
-    FROM expansion WHERE state <> 1 OR kind = 1"""
+    FROM expansion WHERE state <> 1 OR kind NOT IN (2, 3)"""
 
 _SPANS = """
     SELECT rule, zone, min(occurred_at), max(occurred_at)
@@ -225,25 +233,70 @@ _ASK_AGAIN = "UPDATE expansion SET window_id = NULL WHERE state = 1 AND kind IN 
 
 
 async def expand(
-    tx: Transaction, notifications: Sequence[Notification], *, now: datetime, boundaries: Boundaries
+    tx: Transaction,
+    notifications: Sequence[Notification],
+    *,
+    now: datetime,
+    boundaries: Boundaries,
+    schemas: PayloadSchemas,
 ) -> Expanded:
-    """Turn notifications into items; those taken over before change nothing. The caller holds their entities' locks."""
-    fresh = await _take_over(tx, notifications, now)
+    """Turn notifications into items; those taken over before change nothing. The caller holds their entities' locks.
+
+    Those whose payloads their types' schemas do not allow are suppressed, and told by `Expanded.refused`.
+    """
+    fresh, refused = await take_over(tx, notifications, now=now, schemas=schemas)
     if not fresh:
-        return Expanded()
+        return Expanded(refused=refused)
     await tx.raw.execute(_SCRATCH)
     run = _Statements(tx, now, is_small=len(fresh) <= _SMALL_FRAME)
-    await run(_DECIDE, tenants=[one.tenant for one in fresh], ids=[one.id for one in fresh])
-    await _put_boundaries(run, boundaries)
-    verdicts = await _count(run)
-    if verdicts.total() >= _ANALYZED_ITEMS:
+    await run(
+        _DECIDE,
+        tenants=[one.tenant for one in fresh],
+        ids=[one.id for one in fresh],
+        refused=[(one.tenant, one.id) in refused for one in fresh] if refused else [False] * len(fresh),
+    )
+    tally = await _count(run)
+    if tally.is_filtered:
+        await apply_filters(run, fresh)
+        tally = await _count(run)
+    if tally.waiting(WindowKind.ALIGNED) and await _put_boundaries(run, boundaries):
+        tally = await _count(run)
+    if tally.items.total() >= _ANALYZED_ITEMS:
         await tx.raw.execute("ANALYZE expansion")
-    if any(one.is_alone and one.state is ItemState.PENDING for one in verdicts):
+    timers = await _fill_windows(run, tally.waiting(WindowKind.ALIGNED, WindowKind.EXTERNAL))
+    if rolling := tally.waiting(WindowKind.ROLLING):
+        timers += await _fill_rolling(run, rolling)
+    if rolling or tally.waiting(WindowKind.ALONE):
         await run(_OPEN_ALONE)
-    if any(one.is_alone or one.state is not ItemState.PENDING for one in verdicts):
+    if rolling or tally.waiting(WindowKind.ALONE) or tally.is_any_settled:
         await run(_SETTLE)
-    waiting = sum(count for one, count in verdicts.items() if one.state is ItemState.PENDING and not one.is_alone)
-    return Expanded(notifications=len(fresh), timers=await _fill_windows(run, waiting), verdicts=verdicts)
+    if tally.is_any_settled:
+        await store_history.settled_at_once(tx, now=now)
+    return Expanded(notifications=len(fresh), timers=timers, verdicts=tally.verdicts(), refused=refused)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tally:
+    """How many items have which state, kind of window and reason; whether a filter has a say in any."""
+
+    items: Counter[tuple[ItemState, WindowKind, str]]
+    is_filtered: bool
+
+    def waiting(self, *kinds: WindowKind) -> int:
+        """Items that are pending, for windows of these kinds."""
+        return sum(count for (state, kind, _), count in self.items.items() if state is _PENDING and kind in kinds)
+
+    @property
+    def is_any_settled(self) -> bool:
+        """Whether some are not pending."""
+        return any(state is not _PENDING for state, _, _ in self.items)
+
+    def verdicts(self) -> Counter[Verdict]:
+        """As metrics count them."""
+        found: Counter[Verdict] = Counter()
+        for (state, kind, reason), count in self.items.items():
+            found[Verdict(state=state, is_alone=kind is WindowKind.ALONE, reason=reason)] += count
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,44 +313,13 @@ class _Statements:
         )
 
 
-async def _take_over(tx: Transaction, notifications: Sequence[Notification], now: datetime) -> list[Notification]:
-    """Store the notifications that are new, and return them; the same id is the same one, whatever carried it."""
-    unique = {(one.tenant, one.id): one for one in reversed(notifications)}
-    cursor = await tx.raw.execute(
-        "SELECT tenant, id FROM notification WHERE (tenant, id) IN (SELECT * FROM unnest(%s::text[], %s::uuid[]))",
-        ([tenant for tenant, _ in unique], [one_id for _, one_id in unique]),
-    )
-    for key in await cursor.fetchall():
-        del unique[key[0], key[1]]
-    # In the order of the primary key, so that two frames with the same notification in them cannot deadlock.
-    fresh = sorted(unique.values(), key=lambda one: (one.tenant, one.id))
-    if fresh:
-        await copy_rows(tx, "notification", _COLUMNS, (_row(one, now) for one in fresh), types=_TYPES)
-    return fresh
-
-
-def _row(one: Notification, now: datetime) -> tuple[object, ...]:
-    return (
-        *(
-            one.tenant,
-            one.id,
-            one.type,
-            one.entity,
-            one.group_key,
-            one.payload,
-            list(one.subscribers),
-            list(one.topics),
-        ),
-        *(one.occurred_at, one.expires_at, one.timer_id, one.schedule_id, one.timer_type, one.timeline),
-        *(one.sequence, now, one.priority),
-    )
-
-
-async def _count(run: _Statements) -> Counter[Verdict]:
-    rows = await (await run(_COUNT)).fetchall()
-    return Counter(
-        {Verdict(state=ItemState(state), is_alone=alone, reason=reason): count for state, alone, reason, count in rows}
-    )
+async def _count(run: _Statements) -> _Tally:
+    items: Counter[tuple[ItemState, WindowKind, str]] = Counter()
+    is_filtered = False
+    for state, kind, reason, has_filter, count in await (await run(_COUNT)).fetchall():
+        items[ItemState(state), WindowKind(kind), reason] += count
+        is_filtered |= has_filter
+    return _Tally(items=items, is_filtered=is_filtered)
 
 
 async def _fill_windows(run: _Statements, waiting: int) -> list[WindowTimer]:
@@ -319,8 +341,15 @@ async def _fill_windows(run: _Statements, waiting: int) -> list[WindowTimer]:
     return timers
 
 
-async def _put_boundaries(run: _Statements, boundaries: Boundaries) -> None:
-    """Compute the windows' ends, which SQL cannot, for all rules and zones of this expansion."""
+async def _fill_rolling(run: _Statements, waiting: int) -> list[WindowTimer]:
+    timers, left = await place_in_rolling(run, waiting)
+    if left:
+        raise Unavailable(f"{left} items found their rolling windows closing time and again; they will come again.")
+    return timers
+
+
+async def _put_boundaries(run: _Statements, boundaries: Boundaries) -> bool:
+    """Compute the windows' ends, which SQL cannot, for all rules and zones; returns whether items were given up."""
     known: list[tuple[str, str, datetime, datetime]] = []
     over: list[tuple[str, str]] = []
     for rule, zone, first, last in await (await run(_SPANS)).fetchall():
@@ -337,6 +366,7 @@ async def _put_boundaries(run: _Statements, boundaries: Boundaries) -> None:
     if over:
         rules, zones = zip(*over, strict=True)
         await run(_GIVE_UP, rules=list(rules), zones=list(zones))
+    return bool(over)
 
 
 def local_rule(rule: str, zone: str) -> LocalRule:

@@ -6,22 +6,25 @@ process that dies has changed nothing: its windows are claimed again.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from libs.postgres import Transaction
+from services.digest import store_history
 from services.digest.catalog import Channel, Priority, Subscriber, WindowKind
 from services.digest.rendering_jobs import Line, Source
+from services.digest.store_catalog import quiet_ranges
 from services.digest.templates import TemplateKey, wanted_ids
 from services.digest.windows import Closed, ClosingWindow
 
 # Not in the order in which others lock windows, by id; but who skips what is locked waits for nobody.
 _CLAIM = """
-    SELECT tenant, id FROM digest_window WHERE state = 2
+    SELECT tenant, id FROM digest_window WHERE state = 2 AND NOT is_held
     ORDER BY priority DESC, id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED"""
 
+# Only where the items read show that there is something to expire: for each of them, it would cost a second join.
 _EXPIRE = """
     UPDATE item i SET state = 6, changed_at = %(now)s FROM notification n
     WHERE i.window_id = ANY (%(ids)s) AND i.state = 1 AND n.tenant = i.tenant AND n.id = i.notification_id
@@ -31,7 +34,8 @@ _COUNT = "SELECT window_id, count(*) FROM item WHERE window_id = ANY (%s) AND st
 
 _READ = """
     SELECT w.tenant, w.id, w.kind, w.priority, w.subscriber, w.cadence, coalesce(k.name, ''), w.channel, w.format,
-        w.style, s.id, s.zone, s.locale, s.email, s.webhook_url, s.apprise_url
+        w.style, s.id, s.zone, s.locale, s.email, s.webhook_url, s.apprise_url,
+        s.quiet_hours
     FROM digest_window w
     LEFT JOIN subscriber s ON s.tenant = w.tenant AND s.id = w.subscriber
     LEFT JOIN cadence k ON k.tenant = w.tenant AND k.id = w.cadence
@@ -44,7 +48,7 @@ _LINES = """
     JOIN notification n ON n.tenant = i.tenant AND n.id = i.notification_id
     LEFT JOIN notification_type t ON t.tenant = n.tenant AND t.id = n.type
     WHERE i.window_id = ANY (%s) AND i.state = 1
-    ORDER BY i.window_id, n.type, n.occurred_at, n.id"""
+    ORDER BY i.window_id, n.type, n.group_key, n.occurred_at, n.id"""
 
 # By windows with one verdict: an array is looked up in the index one by one, a join would be at the mercy of a guess.
 _MARK_ITEMS = """
@@ -70,13 +74,12 @@ async def claim(tx: Transaction, *, most_windows: int, most_items: int, now: dat
     """Lock closing windows for this transaction, the most urgent first, then the oldest, and read them.
 
     At most `most_windows`, and no more than hold `most_items` items together, but always one if there is one. Items
-    whose time is over are marked expired before.
+    whose time is over are marked expired and left out.
     """
     tenants = {one_id: tenant for tenant, one_id in await (await tx.raw.execute(_CLAIM, (most_windows,))).fetchall()}
     if not tenants:
         return []
     ids = list(tenants)
-    await tx.raw.execute(_EXPIRE, {"ids": ids, "now": now})
     counts: dict[UUID, int] = dict(await (await tx.raw.execute(_COUNT, (ids,))).fetchall())
     taken: list[UUID] = []
     room = most_items
@@ -85,16 +88,28 @@ async def claim(tx: Transaction, *, most_windows: int, most_items: int, now: dat
         if taken and room < 0:
             break
         taken.append(window_id)
-    return await read_windows(tx, {tenants[one_id] for one_id in taken}, taken)
+    rows = await _item_rows(tx, taken)
+    if expired := {row[0] for row in rows if row[-1] is not None and row[-1] <= now}:
+        await tx.raw.execute(_EXPIRE, {"ids": list(expired), "now": now})
+        rows = [row for row in rows if row[-1] is None or row[-1] > now]
+    return await _windows(tx, {tenants[one_id] for one_id in taken}, taken, rows)
 
 
 async def read_windows(tx: Transaction, tenants: Collection[str], ids: Sequence[UUID]) -> list[ClosingWindow]:
     """Windows of these tenants with their pending items in the order in which they are shown; others are left out."""
+    return await _windows(tx, tenants, ids, await _item_rows(tx, ids))
+
+
+async def _item_rows(tx: Transaction, ids: Sequence[UUID]) -> list[tuple[Any, ...]]:
+    return await (await tx.raw.execute(_LINES, (list(ids),))).fetchall()
+
+
+async def _windows(
+    tx: Transaction, tenants: Collection[str], ids: Sequence[UUID], items: Iterable[tuple[Any, ...]]
+) -> list[ClosingWindow]:
     lines: defaultdict[UUID, list[Line]] = defaultdict(list)
     expiries: dict[UUID, datetime] = {}
-    for window_id, one_id, kind, name, entity, group, occurred, payload, expires in await (
-        await tx.raw.execute(_LINES, (list(ids),))
-    ).fetchall():
+    for window_id, one_id, kind, name, entity, group, occurred, payload, expires in items:
         lines[window_id].append(Line(str(one_id), kind, name, entity, group, occurred.isoformat(), payload))
         if expires is not None:
             expiries[window_id] = expires
@@ -122,9 +137,26 @@ def _window(row: tuple[Any, ...], lines: Sequence[Line], expires_at: datetime | 
     )
 
 
-def _subscriber(one_id: str, zone: str, locale: str, email: str, webhook_url: str, apprise_url: str) -> Subscriber:
+def _subscriber(
+    one_id: str, zone: str, locale: str, email: str, webhook_url: str, apprise_url: str, quiet_hours: Sequence[str]
+) -> Subscriber:
     return Subscriber(
-        id=one_id, zone=zone, locale=locale, email=email, webhook_url=webhook_url, apprise_url=apprise_url
+        id=one_id,
+        zone=zone,
+        locale=locale,
+        email=email,
+        webhook_url=webhook_url,
+        apprise_url=apprise_url,
+        quiet_hours=quiet_ranges(quiet_hours),
+    )
+
+
+async def hold(tx: Transaction, held: Mapping[UUID, datetime], tenants: Collection[str]) -> None:
+    """Leave claimed windows alone until these times; the caller asks for their timers in the same transaction."""
+    await tx.raw.execute(
+        "UPDATE digest_window w SET is_held = true, due_at = h.due_at"
+        " FROM unnest(%s::uuid[], %s::timestamptz[]) AS h (id, due_at) WHERE w.tenant = ANY (%s) AND w.id = h.id",
+        (list(held), list(held.values()), list(tenants)),
     )
 
 
@@ -159,6 +191,7 @@ async def finish(tx: Transaction, closed: Sequence[Closed], *, now: datetime) ->
         await tx.raw.execute(_MARK_ITEMS, (state, reason, now, ids))
     tenants = {one.window.tenant for one in closed}
     await tx.raw.execute(_CLOSE, (now, list(tenants), [one.window.id for one in closed]))
+    await store_history.windows_ended(tx, [(one.window.tenant, one.window.id) for one in closed], now=now)
     digests = [one for one in closed if one.is_digest]
     if digests:
         columns = zip(*(_digest_row(one) for one in digests), strict=True)

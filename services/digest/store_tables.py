@@ -53,6 +53,9 @@ notification_type = Table(
     _text("default_cadence"),
     _text("default_channel"),
     Column("is_mandatory", Boolean, nullable=False),
+    _text("payload_schema"),
+    _id("schema_id", nullable=True),  # Of the schema's content; none: any payload.
+    Column("retention", Interval, nullable=False),
 )
 
 subscriber = Table(
@@ -65,6 +68,7 @@ subscriber = Table(
     _text("email"),
     _text("webhook_url"),
     _text("apprise_url"),
+    Column("quiet_hours", ARRAY(Text), nullable=False, server_default=text("'{}'")),  # channel or nothing/HH:MM/HH:MM
 )
 
 subscription = Table(
@@ -75,6 +79,7 @@ subscription = Table(
     _text("subscriber"),
     _text("type"),
     _text("topic"),
+    _text("filter"),
     Index("subscription_by_subscriber", "tenant", "subscriber", "id"),
 )
 
@@ -93,6 +98,7 @@ choice = Table(
     _text("channel"),
     _text("format"),
     _text("style"),
+    _text("filter"),  # The subscription's.
     Index("choice_by_topic", "tenant", "topic", "subscriber"),
     Index("choice_by_cadence", "tenant", "cadence"),
 )
@@ -109,6 +115,11 @@ cadence = Table(
     _text("zone"),
     _text("batch"),
     Column("fallback_after", Interval),
+    Column("duration", Interval),  # These of rolling ones.
+    Column("extension", Interval),
+    Column("cap", Interval),
+    Column("maximum_items", Integer),
+    Column("is_leading", Boolean),
 )
 
 template = Table(
@@ -182,6 +193,12 @@ digest_window = Table(
     _at("due_at"),
     Column("state", SmallInteger, nullable=False),  # catalog.WindowState
     _at("closed_at", nullable=True),
+    Column("extension", Interval),  # These of rolling windows: the rule they were opened with; see store_rolling.
+    _at("latest_at", nullable=True),
+    Column("full_at", Integer),
+    Column("placed", Integer, nullable=False, server_default=text("0")),
+    # Closing, but quiet hours hold until due_at.
+    Column("is_held", Boolean, nullable=False, server_default=text("false")),
     Index(
         "digest_window_open",
         *("tenant", "subscriber", "cadence", "channel", "format", "style", "slot_at"),
@@ -189,7 +206,8 @@ digest_window = Table(
         postgresql_where=text("state = 1"),
     ),
     Index("digest_window_open_batch", "tenant", "batch", postgresql_where=text("state = 1 AND batch <> ''")),
-    Index("digest_window_closing", text("priority DESC"), "id", postgresql_where=text("state = 2")),
+    Index("digest_window_closing", text("priority DESC"), "id", postgresql_where=text("state = 2 AND NOT is_held")),
+    Index("digest_window_held", "tenant", "subscriber", postgresql_where=text("state = 2 AND is_held")),
     Index("digest_window_by_subscriber", "tenant", "subscriber", "id"),
 )
 
@@ -251,4 +269,18 @@ batch_run = Table(
     _at("window_start_at", nullable=True),
     _at("ran_at"),
     Column("windows", BigInteger, nullable=False),
+    Index("batch_run_by_time", "ran_at"),
+)
+
+# What has ended, many in a row, until all of it has been kept long enough; see store_history.
+ended = Table(
+    "ended",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _text("tenant"),
+    _at("ended_at"),
+    _at("due_at"),  # When some of it may be forgotten.
+    Column("window_ids", ARRAY(UUID(as_uuid=True)), nullable=False),
+    Column("notification_ids", ARRAY(UUID(as_uuid=True)), nullable=False),
+    Index("ended_by_due", "due_at"),
 )

@@ -151,7 +151,8 @@ async def _with_deliveries(tx: Transaction, tenant: str, rows: Sequence[tuple[An
 async def items_of_window(tx: Transaction, tenant: str, window_id: UUID, *, limit: int) -> list[ItemView]:
     """Items whose rows name the window and which left with it, in the order in which the digest shows them."""
     query = _ITEMS + (
-        " AND i.window_id = %(id)s AND i.state IN (2, 3, 7) ORDER BY n.type, n.occurred_at, n.id LIMIT %(limit)s"
+        " AND i.window_id = %(id)s AND i.state IN (2, 3, 7)"
+        " ORDER BY n.type, n.group_key, n.occurred_at, n.id LIMIT %(limit)s"
     )
     rows = await (await tx.raw.execute(query, {"tenant": tenant, "id": window_id, "limit": limit})).fetchall()
     return [_item(row) for row in rows]
@@ -216,7 +217,7 @@ async def backlog(tx: Transaction, *, now: datetime) -> tuple[int, int, timedelt
     """Of all tenants: open windows, closing windows, and how long past its due time the most overdue closing one is."""
     cursor = await tx.raw.execute(
         "SELECT (SELECT count(*) FROM digest_window WHERE state = 1), count(*), min(due_at)"
-        " FROM digest_window WHERE state = 2"
+        " FROM digest_window WHERE state = 2 AND NOT is_held"
     )
     row = await cursor.fetchone()
     assert row is not None

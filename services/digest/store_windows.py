@@ -1,8 +1,8 @@
 """What closes windows and empties them: timers, batch triggers, cancels, changes of zone, deleted subscribers.
 
-Locks are taken in one order everywhere, so that nobody waits crosswise: entities (advisory), then windows by id, then
-their items. Whoever changes an item that waits holds its window; so a renderer and a cancel never see half of each
-other.
+Locks are taken in one order everywhere, so that nobody waits crosswise: entities (advisory), then windows by id (all
+rolling ones after the others), then their items. Whoever changes an item that waits holds its window; so a renderer
+and a cancel never see half of each other.
 
 Entities' locks: an expansion holds those of its notifications shared, a cancel its own exclusively. So a cancel waits
 for the expansions under way and sees their items, and those that come later see its tombstone (INV-4). They are
@@ -15,6 +15,7 @@ from uuid import UUID
 
 from libs.postgres import Transaction
 from libs.sharding import shard_of
+from services.digest import store_history
 from services.digest.boundaries import Boundaries
 from services.digest.commands import Cancel, Cancelled, Close, Notification, Outcome, Trigger, Triggered, WindowTimer
 from services.digest.store_expansion import local_rule
@@ -42,7 +43,7 @@ _LOCK_MATCHING = (
     + """)
     SELECT FROM digest_window w
     WHERE (w.tenant, w.id) IN (SELECT tenant, window_id FROM matching WHERE state = 1) AND w.state < 3
-    ORDER BY w.id FOR NO KEY UPDATE OF w"""
+    ORDER BY w.kind = 4, w.id FOR NO KEY UPDATE OF w"""
 )
 
 _CANCEL = (
@@ -70,13 +71,17 @@ _BURY = """
     FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[])
         AS c (tenant, entity, type, timer_ids, timeline, sequence)"""
 
+# The due time that counts is the one the window has once it is locked. A rolling one that is due later asks again.
 _CLOSE = """
-    WITH due AS MATERIALIZED (
-        SELECT w.tenant, w.id
+    WITH woken AS MATERIALIZED (
+        SELECT w.tenant, w.id, w.kind, w.is_held, w.due_at, c.due_at AS asked_at
         FROM digest_window w JOIN unnest(%s::text[], %s::uuid[], %s::timestamptz[]) AS c (tenant, id, due_at)
             ON w.tenant = c.tenant AND w.id = c.id
-        WHERE w.state = 1 AND w.due_at <= c.due_at ORDER BY w.id FOR NO KEY UPDATE OF w)
-    UPDATE digest_window w SET state = 2 FROM due WHERE w.tenant = due.tenant AND w.id = due.id"""
+        WHERE w.state = 1 OR w.state = 2 AND w.is_held ORDER BY w.kind = 4, w.id FOR NO KEY UPDATE OF w
+    ), closing AS (
+        UPDATE digest_window w SET state = 2, is_held = false FROM woken d
+        WHERE w.tenant = d.tenant AND w.id = d.id AND d.due_at <= d.asked_at)
+    SELECT DISTINCT tenant, id, due_at FROM woken WHERE kind = 4 AND due_at > asked_at AND NOT is_held"""
 
 _TRIGGER = """
     WITH due AS MATERIALIZED (
@@ -103,11 +108,21 @@ _ARRIVE = """
     UPDATE digest_window w SET slot_at = m.due_at, due_at = m.due_at
     FROM unnest(%s::uuid[], %s::timestamptz[]) AS m (id, due_at) WHERE w.tenant = %s AND w.id = m.id"""
 
+# All that are not closed are locked, because open ones may be moved next: one order for both. None, if none is held.
+_RELEASE = """
+    WITH theirs AS MATERIALIZED (
+        SELECT tenant, id, is_held FROM digest_window
+        WHERE tenant = %(tenant)s AND subscriber = ANY (%(subscribers)s) AND state < 3 AND EXISTS (
+            SELECT FROM digest_window
+            WHERE tenant = %(tenant)s AND subscriber = ANY (%(subscribers)s) AND state = 2 AND is_held)
+        ORDER BY kind = 4, id FOR NO KEY UPDATE)
+    UPDATE digest_window w SET is_held = false FROM theirs t WHERE w.tenant = t.tenant AND w.id = t.id AND t.is_held"""
+
 _SUPPRESS = """
     UPDATE item SET state = 4, reason = 'subscriber_deleted', changed_at = %(now)s
     WHERE tenant = %(tenant)s AND state = 1 AND window_id IN (
         SELECT id FROM digest_window WHERE tenant = %(tenant)s AND subscriber = %(subscriber)s AND state < 3
-        ORDER BY id FOR NO KEY UPDATE)"""
+        ORDER BY kind = 4, id FOR NO KEY UPDATE)"""
 
 
 async def lock_entities(tx: Transaction, notifications: Sequence[Notification], cancels: Sequence[Cancel]) -> None:
@@ -143,12 +158,18 @@ async def cancel(tx: Transaction, cancels: Sequence[Cancel], *, now: datetime) -
     return [hits.get(number, Cancelled()) for number in range(1, len(cancels) + 1)]
 
 
-async def close(tx: Transaction, closes: Sequence[Close]) -> int:
-    """Begin to close windows whose timers have fired; those closed before, or moved to a later time, are left alone."""
-    cursor = await tx.raw.execute(
-        _CLOSE, ([one.tenant for one in closes], [one.window_id for one in closes], [one.due_at for one in closes])
-    )
-    return cursor.rowcount
+async def close(tx: Transaction, closes: Sequence[Close]) -> list[WindowTimer]:
+    """Begin to close windows whose timers have fired; returns the timers of those that now want to be woken later.
+
+    Those closed before are left alone, and so are those moved to a later time. Further items move rolling windows
+    without asking for a timer each time, so that is done here; a timer that comes twice asks for the same one.
+    """
+    rows = await (
+        await tx.raw.execute(
+            _CLOSE, ([one.tenant for one in closes], [one.window_id for one in closes], [one.due_at for one in closes])
+        )
+    ).fetchall()
+    return [WindowTimer(tenant=tenant, window_id=window_id, due_at=due) for tenant, window_id, due in rows]
 
 
 async def trigger(tx: Transaction, run: Trigger, *, now: datetime) -> Triggered:
@@ -208,6 +229,12 @@ async def move_windows(
     return [WindowTimer(tenant=tenant, window_id=window_id, due_at=due) for window_id, due in moved.items()]
 
 
+async def release_windows(tx: Transaction, tenant: str, subscribers: Sequence[str]) -> int:
+    """Let what quiet hours hold be looked at again, since hours or zone may have changed; returns how many windows."""
+    cursor = await tx.raw.execute(_RELEASE, {"tenant": tenant, "subscribers": list(subscribers)})
+    return cursor.rowcount
+
+
 async def _merge(tx: Transaction, tenant: str, merged: Mapping[UUID, UUID], *, now: datetime) -> None:
     if not merged:
         return
@@ -220,6 +247,7 @@ async def _merge(tx: Transaction, tenant: str, merged: Mapping[UUID, UUID], *, n
         "UPDATE digest_window SET state = 3, closed_at = %s WHERE tenant = %s AND id = ANY (%s)",
         (now, tenant, list(merged)),
     )
+    await store_history.windows_ended(tx, [(tenant, window_id) for window_id in merged], now=now)
 
 
 async def _move(tx: Transaction, tenant: str, moved: Mapping[UUID, datetime]) -> None:

@@ -5,7 +5,7 @@ that came with it. Order between a cancel and what it cancels is decided by thei
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -14,6 +14,7 @@ from uuid import UUID
 from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import timer_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2
 
 from libs.clock import Clock
 from libs.links.frames import Addressed, OutgoingFrame
@@ -36,6 +37,7 @@ from services.digest.commands import (
     Triggered,
     WindowTimer,
 )
+from services.digest.payload_schemas import PayloadSchemas
 from services.digest.rendering_jobs import Message
 
 Place = tuple[UUID, int]
@@ -48,7 +50,13 @@ class ExpansionStore(Protocol):
     """See store_expansion."""
 
     async def expand(
-        self, tx: Transaction, notifications: Sequence[Notification], *, now: datetime, boundaries: Boundaries
+        self,
+        tx: Transaction,
+        notifications: Sequence[Notification],
+        *,
+        now: datetime,
+        boundaries: Boundaries,
+        schemas: PayloadSchemas,
     ) -> Expanded: ...
 
 
@@ -59,7 +67,7 @@ class WindowStore(Protocol):
         self, tx: Transaction, notifications: Sequence[Notification], cancels: Sequence[Cancel]
     ) -> None: ...
     async def cancel(self, tx: Transaction, cancels: Sequence[Cancel], *, now: datetime) -> list[Cancelled]: ...
-    async def close(self, tx: Transaction, closes: Sequence[Close]) -> int: ...
+    async def close(self, tx: Transaction, closes: Sequence[Close]) -> list[WindowTimer]: ...
     async def trigger(self, tx: Transaction, run: Trigger, *, now: datetime) -> Triggered: ...
     async def record_outcomes(self, tx: Transaction, outcomes: Sequence[Outcome]) -> None: ...
     async def next_sequence(self, tx: Transaction) -> int: ...
@@ -70,6 +78,8 @@ class _Work:
     """The entries of one fetch, by what they ask for; those that are answered with their places."""
 
     notifications: list[Notification] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    """Of the notifications, in the same order."""
     cancels: list[tuple[Place, Cancel]] = field(default_factory=list)
     closes: list[Close] = field(default_factory=list)
     triggers: list[tuple[Place, Trigger]] = field(default_factory=list)
@@ -96,6 +106,7 @@ class Inlet:
     ) -> None:
         self._expansion, self._windows, self._timers = expansion, windows, timers
         self._boundaries, self._clock, self._ring = boundaries, clock, ring
+        self._schemas = PayloadSchemas()
 
     async def apply(self, tx: Transaction, frames: Sequence[IncomingFrame]) -> Applied:
         """See libs.links.receiver.Apply."""
@@ -106,7 +117,7 @@ class Inlet:
         now = self._clock.now()
         results: defaultdict[UUID, list[link_pb2.EntryResult]] = defaultdict(list)
         outgoing = await self._notify_and_cancel(tx, work, now, results)
-        await self._close(tx, work, now, results)
+        outgoing = [*outgoing, *await self._close(tx, work, now, results)]
         if work.outcomes:
             await self._windows.record_outcomes(tx, work.outcomes)
             for one in work.outcomes:
@@ -120,9 +131,13 @@ class Inlet:
         await self._windows.lock_entities(tx, work.notifications, cancels)
         outgoing: Sequence[OutgoingFrame] = ()
         if work.notifications:
-            expanded = await self._expansion.expand(tx, work.notifications, now=now, boundaries=self._boundaries)
+            expanded = await self._expansion.expand(
+                tx, work.notifications, now=now, boundaries=self._boundaries, schemas=self._schemas
+            )
             outgoing = await self._timers.schedule(tx, expanded.timers, now=now)
             self._count(expanded)
+            if expanded.refused:
+                _tell_refused(work, expanded.refused, results)
         if cancels:
             hits = await self._windows.cancel(tx, cancels, now=now)
             for ((frame_id, index), _), hit in zip(work.cancels, hits, strict=True):
@@ -134,14 +149,16 @@ class Inlet:
 
     async def _close(
         self, tx: Transaction, work: _Work, now: datetime, results: dict[UUID, list[link_pb2.EntryResult]]
-    ) -> None:
+    ) -> list[OutgoingFrame]:
+        again: list[WindowTimer] = []
         if work.closes:
-            await self._windows.close(tx, work.closes)
+            again = await self._windows.close(tx, work.closes)
         for (frame_id, index), run in work.triggers:
             triggered = await self._windows.trigger(tx, run, now=now)
             results[frame_id].append(
                 link_pb2.EntryResult(index=index, changed=triggered.windows, is_repeated=triggered.is_repeated)
             )
+        return await self._timers.schedule(tx, again, now=now)
 
     def _count(self, expanded: Expanded) -> None:
         """Counted before the commit: after a rollback the same notifications are counted again. The ledger is exact."""
@@ -200,6 +217,21 @@ class Post:
         self._sender.publish(frames)
 
 
+def _tell_refused(
+    work: _Work, refused: Mapping[tuple[str, UUID], str], results: dict[UUID, list[link_pb2.EntryResult]]
+) -> None:
+    for (frame_id, index), one in zip(work.places, work.notifications, strict=True):
+        if problem := refused.get((one.tenant, one.id)):
+            results[frame_id].append(
+                link_pb2.EntryResult(
+                    index=index,
+                    error_code=code_pb2.INVALID_ARGUMENT,
+                    error_reason="PAYLOAD_INVALID",
+                    error_message=problem,
+                )
+            )
+
+
 def _nothing() -> None:
     """Nothing to wake anybody for."""
 
@@ -215,6 +247,7 @@ def _sort(work: _Work, place: Place, entry: link_pb2.Entry) -> None:
         match kind:
             case "notification":
                 work.notifications.append(_notification(entry))
+                work.places.append(place)
             case "cancel_items":
                 work.cancels.append((place, _cancel(entry)))
             case "close_window":

@@ -35,11 +35,12 @@ def chosen(
     locale: str,
 ) -> dict[str, Source]:
     """The templates for each place of a message (see Job.templates)."""
-    if not templates or text_format == Format.JSON:
+    if not templates:
         return {}
     places: dict[str, Source] = {}
     # HTML always has a plain-text twin.
-    for one_format in dict.fromkeys((text_format, Format.TEXT.value)):
+    formats = (text_format, Format.TEXT.value) if text_format == Format.HTML else (text_format,)
+    for one_format in formats:
         wanted = {f"item/{one_format}/{one}": [one] for one in types} | {f"layout/{one_format}": _layout_ids(cadence)}
         for place, ids in wanted.items():
             keys = ((one, one_format, style, spoken) for one in ids for spoken in _locales(locale))

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from libs.ids import derived_id
 from services.digest.catalog import IMMEDIATE, Channel, ItemState, Priority, Subscriber, WindowKind
+from services.digest.quiet import quiet_until
 from services.digest.rendering_jobs import Job, Line, Message, Rendered, Source
 from services.digest.templates import TemplateKey, chosen
 
@@ -56,6 +58,13 @@ class Closed:
     def is_digest(self) -> bool:
         """Whether there is a digest to remember."""
         return self.result in ("sent", "dead")
+
+
+def held_until(window: ClosingWindow, *, now: datetime) -> datetime | None:
+    """When the subscriber's quiet hours let the window leave; None for at once, as what is urgent always does."""
+    if window.subscriber is None or not window.subscriber.quiet_hours or window.priority is Priority.HIGH:
+        return None
+    return quiet_until(window.subscriber.quiet_hours, ZoneInfo(window.subscriber.zone), window.channel, now)
 
 
 def without_rendering(window: ClosingWindow) -> Closed | None:

@@ -13,26 +13,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Self
-from uuid import UUID
 
 from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import timer_pb2
 
 from libs.ids import new_id
 from libs.jetstream import Bus, Message
-from libs.links.frames import (
-    REPLY_HEADER,
-    Addressed,
-    OutgoingFrame,
-    all_subjects,
-    pack,
-    receipt_subject,
-    stream_name,
-    subject_of,
-)
+from libs.links.frames import Addressed, OutgoingFrame, all_subjects, pack, stream_name
 from libs.settings import NatsSettings
 from libs.sharding import shard_of
 from libs.wire import to_timestamp
+from tests.bench.link_sender import LinkSender, until
 from tests.bench.stand_in import StandIn
 
 TENANT = "bench"
@@ -40,14 +31,8 @@ ENTITIES = 200_000
 CALL = 500
 """Schedules per call of intake, whose frames are imitated."""
 
-_PUBLISHERS = 32  # As libs.links.sender.
-_REPLY_TO = receipt_subject("intake", "bench")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PAYLOAD = '{"order": "2013-000417", "customer": "Ann Example", "amount": "129.00 EUR"}'
-
-
-class NotInTime(Exception):
-    """Something did not happen within the time a benchmark allows for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +66,10 @@ class LinkPeer:
         self._shards = shards
         self._keeps = keeps
         self._sequence = 0
-        self._unconfirmed: dict[UUID, None] = {}
         self._landed: list[_Landed] = []
         self._digest = StandIn(bus, "digest", self._keep)
         self._news = self._digest.news
+        self._sender = LinkSender(bus, "intake", self._news)
 
     @classmethod
     @asynccontextmanager
@@ -94,7 +79,7 @@ class LinkPeer:
         peer = cls(bus, shards=shards, keeps=keeps)
         try:
             await bus.ensure_stream(stream_name("scheduler"), [all_subjects("scheduler")])
-            await bus.subscribe(_REPLY_TO, peer._on_receipts)
+            await peer._sender.listen()
             async with peer._digest.running():
                 yield peer
         finally:
@@ -118,31 +103,16 @@ class LinkPeer:
         return [frame for call in _calls(entries) for frame in pack("intake", call, {})[0]]
 
     def publish(self, frames: Sequence[OutgoingFrame]) -> "asyncio.Future[list[None]]":
-        """Start publishing; what is not confirmed yet counts as `unconfirmed`."""
-        self._unconfirmed.update(dict.fromkeys(frame.id for frame in frames))
-        waiting = iter(frames)
-        return asyncio.gather(*(self._publish_each(waiting) for _ in range(_PUBLISHERS)))
+        """See LinkSender."""
+        return self._sender.publish(frames)
 
     async def send(self, frames: Sequence[OutgoingFrame], *, timeout: timedelta) -> None:
-        """Publish, and return when the scheduler has receipted all: they are committed. Raises NotInTime."""
-        await self.publish(frames)
-        await self.until_confirmed(timeout=timeout)
+        """See LinkSender."""
+        await self._sender.send(frames, timeout=timeout)
 
     async def until_confirmed(self, *, timeout: timedelta) -> None:
-        """Wait until everything that was sent is receipted. Raises NotInTime."""
-        await self._until(
-            lambda: not self._unconfirmed, timeout, lambda: f"{len(self._unconfirmed)} frames unconfirmed"
-        )
-
-    async def _publish_each(self, frames: Iterator[OutgoingFrame]) -> None:
-        for frame in frames:
-            await self._bus.publish(
-                subject_of(frame.receiver, frame.partition),
-                frame.payload,
-                headers={REPLY_HEADER: _REPLY_TO},
-                msg_id=str(frame.id),
-                timeout=timedelta(seconds=30),
-            )
+        """See LinkSender."""
+        await self._sender.until_confirmed(timeout=timeout)
 
     def _entry(self, due_at: datetime) -> Addressed:
         self._sequence += 1
@@ -165,18 +135,12 @@ class LinkPeer:
             partition=shard_of(TENANT, entity, self._shards),
         )
 
-    async def _on_receipts(self, payload: bytes) -> None:
-        for receipt in link_pb2.Receipts.FromString(payload).receipts:
-            if receipt.verdict != link_pb2.FRAME_VERDICT_APPLIED:
-                raise RuntimeError(f"the scheduler put a frame aside: {receipt.reason}")
-            self._unconfirmed.pop(UUID(bytes=receipt.frame_id), None)
-        self._news.set()
-
     # Receiving
 
     async def until_fired(self, count: int, *, timeout: timedelta) -> None:
         """Wait until `count` timers have landed here since the start. Raises NotInTime."""
-        await self._until(lambda: self.fired >= count, timeout, lambda: f"{self.fired:,} of {count:,} timers landed")
+        told = lambda: f"{self.fired:,} of {count:,} timers landed"  # noqa: E731
+        await until(lambda: self.fired >= count, self._news, timeout, told)
 
     def firings(self) -> list[Firing]:
         """Everything that has landed, and forget it."""
@@ -195,15 +159,6 @@ class LinkPeer:
     def _keep(self, _frame: link_pb2.Frame, message: Message) -> None:
         if self._keeps:
             self._landed.append(_Landed(at_ns=_stored_at_ns(message), payload=message.data))
-
-    async def _until(self, is_so: Callable[[], bool], timeout: timedelta, told: Callable[[], str]) -> None:
-        try:
-            async with asyncio.timeout(timeout.total_seconds()):
-                while not is_so():
-                    self._news.clear()
-                    await self._news.wait()
-        except TimeoutError:
-            raise NotInTime(f"after {timeout.total_seconds():.0f} s: {told()}") from None
 
 
 def entity_name(number: int) -> str:

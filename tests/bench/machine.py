@@ -45,7 +45,7 @@ def rss_bytes(pid: int) -> int:
 def cpu_s(pid: int) -> float:
     """CPU seconds of a process with all threads, its living children and those that have ended, in user and kernel."""
     total = 0.0
-    for one in (pid, *_children(pid)):
+    for one in (pid, *children(pid)):
         try:
             fields = (Path("/proc") / str(one) / "stat").read_text().rpartition(")")[2].split()
         except OSError:  # It ended meanwhile and is in its parent's sum.
@@ -54,7 +54,8 @@ def cpu_s(pid: int) -> float:
     return total
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Processes that a process's main thread has started, and that live."""
     try:
         text = (Path("/proc") / str(pid) / "task" / str(pid) / "children").read_text()
     except OSError:

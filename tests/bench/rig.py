@@ -1,4 +1,4 @@
-"""What the scheduler's figures run on: fresh servers with real fsync, real service processes, a peer at their links.
+"""What figures run on: fresh servers with real fsync, real service processes, a peer at their links.
 
 Everything is below one directory, which is deleted at the end, and stops with the block that started it. Nothing is
 tuned for the benchmark but the number of shards.
@@ -134,10 +134,10 @@ class Spending:
         """So far, by name, in µs per timer."""
         return {name: (cpu_s(pid) - self._before[name]) / count * 1e6 for name, pid in self._pids.items()}
 
-    def told(self, count: int) -> str:
+    def told(self, count: int, of: str = "timer") -> str:
         """The same in words."""
         spent = ", ".join(f"{name} {us:.0f}" for name, us in self.per_timer_us(count).items())
-        return f"Processor time per timer, in µs: {spent}."
+        return f"Processor time per {of}, in µs: {spent}."
 
 
 class Stopwatch:

@@ -253,6 +253,7 @@ def questions(ids: Mapping[str, str]) -> list[tuple[str, str, Message]]:
         ("digest", digest.ListDigestsRequest()),
         ("digest", digest.ListDigestsRequest(subscriber=BOB)),
         ("digest", digest.PreviewDigestRequest(window_id=ids["window"])),
+        ("digest", digest.PreviewTemplateRequest(template=digest.Template(id=KIND, locale="en"))),
         ("digest", digest.GetDigestRequest(id=ids["digest"])),
         ("digest", digest.GetLedgerRequest()),
         *(("digest", digest.ExplainRequest(id=ids[noun])) for noun in ("notification", "window", "digest")),

@@ -204,9 +204,12 @@ async def test_waiting_and_past_timers_are_listed_by_time(guarded: Stack) -> Non
     """System-wide: in the order of their times, over all shards, in pages."""
     async with calling(guarded) as caller:
         for n in range(6):
-            await caller.schedule(f"listed-{n}", after=Duration(seconds=86_400 * (6 - n)))
+            await caller.schedule(f"listed-{n}", type="listed", after=Duration(seconds=86_400 * (6 - n)))
         request = scheduler_pb2.ListTimersRequest(
-            from_time=to_timestamp(datetime.now(UTC) + 2 * HOUR), states=[timer_pb2.TIMER_STATE_SCHEDULED], page_size=4
+            from_time=to_timestamp(datetime.now(UTC) + 2 * HOUR),
+            type="listed",
+            states=[timer_pb2.TIMER_STATE_SCHEDULED],
+            page_size=4,
         )
         pages = [await caller.scheduler.ListTimers(request, metadata=_AS_TENANT, timeout=10)]
         request.page_token = pages[0].next_page_token

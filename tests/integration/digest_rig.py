@@ -22,7 +22,7 @@ from libs.links.sender import Sender
 from libs.postgres import Database
 from libs.rpc_context import Deadline, Principal, acting
 from libs.settings import LinkSettings, PostgresSettings
-from libs.wire import to_timestamp
+from libs.wire import to_duration, to_timestamp
 from services.digest import store_catalog, store_expansion, store_rendering, store_views, store_windows
 from services.digest.boundaries import Boundaries
 from services.digest.loops import Alarm, Closing
@@ -228,20 +228,43 @@ class Rig:
         """Store an external cadence."""
         await self.call("PutCadence", cadence=pb.Cadence(id=one_id, external=pb.ExternalCadence(batch=batch)))
 
+    async def put_rolling(
+        self,
+        one_id: str = "rolling",
+        *,
+        duration: timedelta,
+        extension: timedelta | None = None,
+        cap: timedelta | None = None,
+        maximum_items: int = 0,
+        is_leading: bool = False,
+    ) -> None:
+        """Store a rolling cadence."""
+        rolling = pb.RollingCadence(
+            duration=to_duration(duration),
+            extension=None if extension is None else to_duration(extension),
+            cap=None if cap is None else to_duration(cap),
+            maximum_items=maximum_items,
+            is_leading=is_leading,
+        )
+        await self.call("PutCadence", cadence=pb.Cadence(id=one_id, rolling=rolling))
+
     async def subscribe(
         self,
         subscriber: str,
         *cadences: str,
         type: str = "flight.delayed",  # noqa: A002 - the contract's word.
         topic: str = "",
+        filter: str = "",  # noqa: A002 - the contract's word.
+        one_id: str = "",
         **choice: Any,
     ) -> None:
         """Store a subscription with one choice per cadence."""
         one = pb.Subscription(
-            id=f"{subscriber}/{type}/{topic}",
+            id=one_id or f"{subscriber}/{type}/{topic}",
             subscriber=subscriber,
             type=type,
             topic=topic,
+            filter=filter,
             choices=[pb.Choice(cadence=cadence, **choice) for cadence in cadences],
         )
         await self.call("PutSubscriptions", subscriptions=[one])
@@ -291,6 +314,7 @@ async def replica(
                 store=store_rendering,
                 press=press,
                 post=Post(sender=sender, windows=store_windows),
+                timers=timers,
                 clock=clock,
                 wake=alarm.event(),
                 settings=digest_settings,

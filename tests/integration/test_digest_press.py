@@ -1,15 +1,17 @@
 """The rendering process: what a hostile template can do to it, and what it cannot do to others."""
 
 import asyncio
+import re
 import signal
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from services.digest.loops_press import Press
-from services.digest.rendering import BadTemplate
 from services.digest.rendering_jobs import Job, Line, Source
+from services.digest.rendering_sandbox import BadTemplate
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 JOB = Job(
@@ -67,6 +69,27 @@ async def test_a_template_that_wants_gigabytes_meets_the_limit() -> None:
         results = await one.render([with_item("huge", "{{ 'x' * 10 ** 11 }}"), JOB])
     assert [len(result.parts) for result in results] == [1, 1]
     assert results[0].error != ""
+
+
+async def test_a_large_digest_is_rendered_part_by_part_in_little_memory() -> None:
+    """20,000 items in HTML: each in exactly one part; the process holds items and one part, not all messages twice."""
+    lines = [JOB.lines[0]._replace(entity=f"E{number}") for number in range(20_000)]
+    async with Press(time_limit=timedelta(seconds=30), memory_bytes=512 << 20) as one:
+        await one.render([JOB])
+        assert one._process is not None
+        before = _peak_bytes(one._process.pid)
+        (result,) = await one.render([replace(JOB, format="html", lines=lines)])
+        used = _peak_bytes(one._process.pid) - before
+    assert result.error == ""
+    shown = [row.split()[1] for part in result.parts for row in part.text.splitlines() if row.startswith("- ")]
+    assert shown == [f"E{number}" for number in range(20_000)]
+    assert sum(len(part.html) for part in result.parts) > 8 << 20
+    assert used < 60 << 20
+
+
+def _peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) << 10  # type: ignore[union-attr]
 
 
 async def test_a_process_that_was_killed_is_replaced() -> None:

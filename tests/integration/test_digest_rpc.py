@@ -1,5 +1,6 @@
 """DigestService's own RPCs: what is stored comes back, what is wrong is named, what is in use stays."""
 
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from carillon.digest.v1 import digest_pb2 as pb
 from carillon.digest.v1 import digest_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
@@ -131,7 +133,7 @@ async def test_what_is_in_use_cannot_be_deleted(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("method", "fields", "field"),
     [
-        ("PutCadence", {"cadence": pb.Cadence(id="c", rolling=pb.RollingCadence())}, "cadence.rolling"),
+        ("PutCadence", {"cadence": pb.Cadence(id="c", rolling=pb.RollingCadence())}, "cadence.rolling.duration"),
         ("PutCadence", {"cadence": pb.Cadence(id="c")}, "cadence"),
         ("PutCadence", {"cadence": pb.Cadence(id="off", aligned=pb.AlignedCadence(cron="0 8 * * *"))}, "cadence.id"),
         (
@@ -158,12 +160,12 @@ async def test_what_is_in_use_cannot_be_deleted(rig: Rig) -> None:
         ("PutNotificationType", {"notification_type": {"id": "A B", "name": "n"}}, "notification_type.id"),
         (
             "PutNotificationType",
-            {"notification_type": {"id": "a", "name": "n", "payload_schema": "{}"}},
+            {"notification_type": {"id": "a", "name": "n", "payload_schema": "{"}},
             "notification_type.payload_schema",
         ),
         (
             "PutNotificationType",
-            {"notification_type": {"id": "a", "name": "n", "retention": Duration(seconds=86400)}},
+            {"notification_type": {"id": "a", "name": "n", "retention": Duration(seconds=86399)}},
             "notification_type.retention",
         ),
         ("PutSubscribers", {"subscribers": []}, "subscribers"),
@@ -181,7 +183,7 @@ async def test_what_is_in_use_cannot_be_deleted(rig: Rig) -> None:
         (
             "PutSubscribers",
             {"subscribers": [{"id": "a", "quiet_hours": [pb.QuietHours()]}]},
-            "subscribers[0].quiet_hours",
+            "subscribers[0].quiet_hours[0].from_time_of_day",
         ),
         ("PutSubscribers", {"subscribers": [{"id": str(number)} for number in range(1001)]}, "subscribers"),
         (
@@ -198,14 +200,17 @@ async def test_what_is_in_use_cannot_be_deleted(rig: Rig) -> None:
             "PutSubscriptions",
             {
                 "subscriptions": [
-                    {"id": "s", "subscriber": "a", "type": "*", "filter": "true", "choices": [{"cadence": "off"}]}
+                    {"id": "s", "subscriber": "a", "type": "*", "filter": "nope", "choices": [{"cadence": "off"}]}
                 ]
             },
             "subscriptions[0].filter",
         ),
         ("PutTemplate", {"template": {"id": "t", "body": "a\n{% for %}"}}, "template.body"),
         ("PutTemplate", {"template": {"id": "t", "subject": "a\nb", "body": "a"}}, "template.subject"),
-        ("PutTemplate", {"template": {"id": "t", "format": pb.FORMAT_JSON, "body": "a"}}, "template.format"),
+        ("PutTemplate", {"template": {"id": "t", "format": pb.FORMAT_JSON, "body": "{% if %}"}}, "template.body"),
+        ("PreviewTemplate", {"template": {"id": "t", "body": "{% if %}"}}, "template.body"),
+        ("PreviewTemplate", {"template": {"id": "t"}, "zone": "Mars/Olympus"}, "zone"),
+        ("PreviewTemplate", {"template": {"id": "t", "body": "a"}, "items": [{"payload": "[1]"}]}, "items[0].payload"),
         ("GetDigest", {"id": "no-uuid"}, "id"),
         ("ListWindows", {"page_size": 1001}, "page_size"),
         ("ListWindows", {"states": [9]}, "states"),
@@ -264,6 +269,36 @@ async def test_a_template_error_says_where(rig: Rig) -> None:
     """Line and reason, as the contract promises."""
     with pytest.raises(InvalidArgument, match="line 2"):
         await rig.call("PutTemplate", template=pb.Template(id="t", body="a\n{% for %}"))
+
+
+async def test_a_template_is_previewed_with_samples_and_nothing_is_stored(rig: Rig) -> None:
+    """One that is given, with the caller's item or built-in ones; in the reader's zone and language."""
+    given = pb.Template(
+        id="flight.delayed", format=pb.FORMAT_TEXT, body="{{ item.payload.gate }} {{ item.time | time }}"
+    )
+    at = Timestamp(seconds=1_767_225_600)
+    items = [pb.SampleItem(payload='{"gate": "C4", "title": "Late"}', occur_time=at)]
+    answer = await rig.call("PreviewTemplate", template=given, items=items, zone="Asia/Tokyo", locale="de")
+    assert answer.text.startswith("C4 09:00")
+    assert (answer.subject, answer.parts, answer.template_error, answer.html) == ("Late", 1, "", "")
+    with pytest.raises(NotFound):
+        await rig.call("GetTemplate", id="flight.delayed", format=pb.FORMAT_TEXT)
+    layout = pb.Template(
+        id="digest/daily", style=pb.STYLE_SUMMARY, body="<p>{{ digest.count }} {{ items[1].title }}</p>"
+    )
+    answer = await rig.call("PreviewTemplate", template=layout)
+    assert (answer.html, answer.template_error) == ("<p>3 Order 1008 was placed</p>", "")
+
+
+async def test_a_preview_of_a_stored_template_that_fails_shows_what_would_go_out(rig: Rig) -> None:
+    """JSON that is none: the built-in one's, with the reason; a template that is not there is not found."""
+    one = pb.Template(id="t", format=pb.FORMAT_JSON, style=pb.STYLE_SUMMARY, body='{"a": {{ item.title }}}')
+    await rig.call("PutTemplate", template=one)
+    answer = await rig.call("PreviewTemplate", template=pb.Template(id="t", format=one.format, style=one.style))
+    assert "malformed" in answer.template_error
+    assert [item["payload"]["total"] for item in json.loads(answer.text)["items"]] == [1234.5, 99.9, 7]
+    with pytest.raises(NotFound):
+        await rig.call("PreviewTemplate", template=pb.Template(id="t"))
 
 
 async def test_a_tenants_template_is_used_and_a_failing_one_blocks_nobody(rig: Rig) -> None:

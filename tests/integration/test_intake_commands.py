@@ -131,7 +131,6 @@ async def test_a_schedule_becomes_a_timer_in_its_entitys_shard(world: IntakeWorl
         due_time=due,
         target=link_pb2.TimerTarget(notification=content()),
         condition=condition,
-        accept_time=to_timestamp(NOW),
     )
     assert timers["shop-2"].due_time == to_timestamp(NOW + timedelta(minutes=10))
     assert timers["shop-3"].recurrence == daily

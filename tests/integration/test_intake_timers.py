@@ -75,7 +75,6 @@ async def test_an_event_is_sent_with_its_retry_policy_and_its_condition(world: I
         target=link_pb2.TimerTarget(event=event().event),
         condition=condition,
         retry_policy=policy,
-        accept_time=to_timestamp(NOW),
     )
 
 

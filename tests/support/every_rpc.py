@@ -113,6 +113,7 @@ def _digest_samples(mark: str) -> Iterator[tuple[str, str, Message]]:
         digest.GetDigestRequest(id=str(new_id())),
         digest.ExplainRequest(id=str(new_id())),
         digest.GetTemplateRequest(id=kind, locale="en"),
+        digest.PreviewTemplateRequest(template=digest.Template(id=kind, locale="en")),
         digest.DeleteTemplateRequest(id=f"{mark}.gone", locale="en"),
     ]
     for one in puts:

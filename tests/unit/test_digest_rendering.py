@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from services.digest.rendering import MESSAGE_BYTES, BadTemplate, check_template, one_line, render
-from services.digest.rendering_jobs import Job, Line, Rendered, Source
+from services.digest.rendering import one_line, render
+from services.digest.rendering_jobs import Answer, Job, Line, Request, Source
+from services.digest.rendering_sandbox import MESSAGE_BYTES, BadTemplate, check_template
 
 
 def line(number: int = 1, type: str = "flight.delayed", **payload: Any) -> Line:  # noqa: A002 - the contract's word.
@@ -43,8 +44,8 @@ def test_a_digest_has_html_with_a_text_twin_and_groups_by_type() -> None:
     assert "Flight delayed (2)" in part.text
     assert "Airport closed (1)" in part.text
     assert "Delay minutes: 40" in part.text
-    assert "Thu 9 Jul 2026, 08:15" in part.text
-    assert "Thu 9 Jul 2026, 08:15" in part.html
+    assert "Thu, Jul 9, 2026, 8:15\u00a0AM" in part.text
+    assert "Thu, Jul 9, 2026, 8:15\u00a0AM" in part.html
     assert part.json == ""
 
 
@@ -63,6 +64,9 @@ class _Tags(HTMLParser):
     def handle_starttag(self, tag: str, attrs: object) -> None:
         if tag != "meta":
             self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        assert tag == "meta"
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -110,6 +114,129 @@ def test_a_digest_too_large_for_one_message_is_split_the_same_way_each_time() ->
     assert all(sum(len(text.encode()) for text in part) <= MESSAGE_BYTES for part in first.parts)
     shown = [row.split()[1] for part in first.parts for row in part.text.splitlines() if row.startswith("- ")]
     assert shown == [f"UA{number}" for number in range(2000)]
+
+
+def keyed(number: int, key: str) -> Line:
+    """An item with a group key, a minute after the one before."""
+    return line(number)._replace(group_key=key, occurred_at=f"2026-07-09T12:{number:02d}:00+00:00")
+
+
+def test_a_summary_collapses_a_group_key_to_its_newest_items_and_counts_the_rest() -> None:
+    """Three of seven are shown, the heading says so; the other key and what has none are shown whole."""
+    lines = [line(90), *(keyed(number, "EWR") for number in range(7)), keyed(20, "LYS"), keyed(21, "LYS")]
+    (part,) = render(job(*lines, format="text")).parts
+    assert "Flight delayed (10)" in part.text
+    assert "* EWR (7, 4 earlier not shown)\n- UA4" in part.text
+    assert "* LYS (2)\n- UA20" in part.text
+    shown = [row.split()[1] for row in part.text.splitlines() if row.startswith("- ")]
+    assert shown == ["UA90", "UA4", "UA5", "UA6", "UA20", "UA21"]
+
+
+def test_the_full_style_and_json_collapse_nothing() -> None:
+    """Every item of a group key is there."""
+    lines = [keyed(number, "EWR") for number in range(7)]
+    (full,) = render(job(*lines, format="text", style="full")).parts
+    assert "* EWR (7)\n" in full.text
+    assert full.text.count("Flight delayed, ") == 7
+    (body,) = render(job(*lines, format="json")).parts
+    assert len(json.loads(body.json)["items"]) == 7
+
+
+def test_counts_of_groups_stay_those_of_the_whole_digest_in_every_part() -> None:
+    """A group key that goes over several parts is counted whole in each, and says that it goes on."""
+    lines = [line(number, note="n" * 900)._replace(group_key="EWR") for number in range(500)]
+    parts = render(job(*lines, format="text", style="full")).parts
+    assert len(parts) > 2
+    assert all("Flight delayed (500)" in part.text for part in parts)
+    assert "* EWR (500)\n" in parts[0].text
+    assert all("* EWR (500, continued)" in part.text for part in parts[1:])
+    assert sum(part.text.count("Flight delayed, ") for part in parts) == 500
+
+
+def test_a_template_that_fails_in_a_later_part_takes_back_those_before() -> None:
+    """All parts are the built-in template's, not some of each."""
+    own = {"layout/text": Source("digest (text)", "", "{{ 1 / (2 - digest.part) }}")}
+    lines = [line(number, note="n" * 900) for number in range(500)]
+    rendered = render(job(*lines, format="text", style="full", templates=own))
+    assert rendered.parts == render(job(*lines, format="text", style="full")).parts
+    assert rendered.error == "template digest (text), line 1: ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize(
+    ("locale", "expected"),
+    [
+        ("en", "Thu, Jul 9, 2026, 8:15\u00a0AM"),
+        ("en-GB", "Thu, 9 Jul 2026, 08:15"),
+        ("de-CH-x-ours", "Do., 9. Juli 2026, 08:15"),
+        ("tlh-Piqd", "Thu, Jul 9, 2026, 8:15\u00a0AM"),
+        ("../../etc/passwd", "Thu, Jul 9, 2026, 8:15\u00a0AM"),
+    ],
+)
+def test_times_are_in_the_subscribers_language_or_the_nearest_known(locale: str, expected: str) -> None:
+    """A locale nobody knows falls back along its parts, in the end to English."""
+    assert f"({expected})" in render(job(line(1), locale=locale)).parts[0].text
+
+
+def test_dates_and_amounts_in_a_payload_are_shown_as_people_read_them() -> None:
+    """ISO 8601 instants in the subscriber's zone; whole numbers stay as they are, being as often ids."""
+    one = line(1, due="2026-07-10", until="2026-07-10T03:30:00Z", price=1234.5, order=20260709, code="2026-99-99")
+    (part,) = render(job(one, locale="de", format="text", style="full")).parts
+    assert "Due: Fr., 10. Juli 2026\n" in part.text
+    assert "Until: Do., 9. Juli 2026, 23:30\n" in part.text
+    assert "Price: 1.234,5\n" in part.text
+    assert "Order: 20260709\n" in part.text
+    assert "Code: 2026-99-99\n" in part.text
+
+
+def test_templates_have_filters_for_dates_times_and_numbers() -> None:
+    """In the subscriber's language and zone, whatever the template calls its variables; a gap stays a gap."""
+    body = (
+        "{% set speech = 1 %}{{ item.time | date('full') }}|{{ item.time | time }}|{{ item.payload.at | datetime }}|"
+        "{{ item.time | relative }}|{{ 1234567.891 | number }}|{{ 3 | number(2) }}|{{ '9.5' | currency('EUR') }}|"
+        "{{ 0.12 | percent }}|{{ item.payload.gone | date }}{{ 'soon' | date }}"
+    )
+    own = {"layout/text": Source("l", "", body)}
+    rendered = render(job(line(1, at="2026-07-10T03:30:00Z"), locale="de", format="text", templates=own))
+    assert rendered.error == ""
+    assert rendered.parts[0].text == (
+        "Donnerstag, 9. Juli 2026|08:15|Do., 9. Juli 2026, 23:30|vor 1 Tag|1.234.567,891|3,00|9,50\u00a0€|"
+        "12\u00a0%|soon"
+    )
+
+
+def test_a_tenants_json_templates_write_items_and_body() -> None:
+    """What webhooks get is the template's, and valid JSON."""
+    own = {
+        "item/json/flight.delayed": Source("t", "", '{"id": {{ item.entity | tojson }}}'),
+        "layout/json": Source(
+            "l", "Hook", '{"rows": [{% for i in items %}{{ i.body }}{{ "," if not loop.last }}{% endfor %}]}'
+        ),
+    }
+    rendered = render(job(line(1), line(2), format="json", templates=own))
+    assert rendered.error == ""
+    assert json.loads(rendered.parts[0].json) == {"rows": [{"id": "UA1"}, {"id": "UA2"}]}
+    assert rendered.parts[0].subject == "Hook"
+    del own["layout/json"]
+    body = json.loads(render(job(line(1), format="json", templates=own)).parts[0].json)
+    assert (body["item_count"], body["items"]) == (1, [{"id": "UA1"}])
+
+
+def test_a_webhook_gets_its_payloads_to_the_letter() -> None:
+    """Numbers that no float holds, escapes that no text holds."""
+    odd = '{ "n": 1e999, "id": 123456789012345678901234567890, "half": "\\ud800", "one": 1.10 }'
+    rendered = render(job(line(1)._replace(payload=odd), line(2)._replace(payload=""), format="json"))
+    assert rendered.error == ""
+    assert f'"payload":{odd}' in rendered.parts[0].json
+    assert '"payload":{}' in rendered.parts[0].json
+
+
+@pytest.mark.parametrize("body", ['{"id": "{{ item.payload.note }}"}', '{"id": NaN}', "", '{"id": 1},', "[" * 3000])
+def test_a_json_template_that_writes_no_json_is_replaced_by_the_built_in_one(body: str) -> None:
+    """A quote in a payload, NaN, nothing at all: the built-in one writes, and the error says why."""
+    own = {"item/json/flight.delayed": Source("t", "", body)}
+    rendered = render(job(line(1, note='"'), format="json", templates=own))
+    assert rendered.parts == render(job(line(1, note='"'), format="json")).parts
+    assert rendered.error != ""
 
 
 def test_an_item_with_the_largest_payload_still_fits() -> None:
@@ -201,10 +328,14 @@ def test_a_template_that_does_not_compile_is_refused_with_its_line(
     assert (caught.value.part, caught.value.line) == (part, bad_line)
 
 
-def test_jobs_and_results_survive_the_way_to_the_rendering_process() -> None:
-    """What comes out of JSON is what went in."""
+def test_jobs_and_answers_survive_the_way_to_the_rendering_process() -> None:
+    """What comes out of JSON is what went in, in lines of a thousand items."""
     own = {"layout/html": Source("l", "s", "b")}
-    one = replace(job(line(1, a=1), line(2)), templates=own)
-    assert Job.from_wire(json.loads(json.dumps(one.to_wire()))).to_wire() == {**one.to_wire(), "lines": list(one.lines)}
-    rendered = render(one)
-    assert Rendered.from_wire(json.loads(json.dumps(rendered.to_wire()))) == rendered
+    one = replace(job(*(line(number, a=1) for number in range(2001))), templates=own)
+    wire = iter([*one.to_wire(), b"the next request"])
+    assert replace(Job.from_wire(wire), lines=tuple(one.lines)) == replace(one, lines=tuple(one.lines))
+    assert next(wire) == b"the next request"
+    answer = Answer(part=render(one).parts[0])
+    assert Answer.from_wire(answer.to_wire()) == answer
+    checking = Request(limit_s=2, check=Source("t", "", "b"), is_html=True)
+    assert [Request.from_wire(line) for line in checking.to_wire()] == [checking]

@@ -55,10 +55,11 @@ def test_what_is_sent_alone_has_only_its_own_layout() -> None:
     assert wanted_ids(["t"], "immediate") == {"t", "digest/immediate"}
 
 
-def test_json_has_no_templates() -> None:
-    """What webhooks get is fixed."""
-    known = templates(("t", "html", "summary", ""))
-    assert chosen(known, types=["t"], cadence="daily", text_format="json", style="summary", locale="") == {}
+def test_json_has_its_own_templates_and_no_twin() -> None:
+    """Neither HTML's nor text's are used for what webhooks get."""
+    known = templates(*((one, kind, "summary", "") for one in ("t", "digest") for kind in ("html", "text", "json")))
+    found = chosen(known, types=["t"], cadence="daily", text_format="json", style="summary", locale="")
+    assert names(found) == {"item/json/t": "t/json/summary/", "layout/json": "digest/json/summary/"}
 
 
 def test_an_items_id_leads_back_to_its_notification() -> None:

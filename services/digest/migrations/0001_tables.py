@@ -15,15 +15,18 @@ CREATE SEQUENCE command_seq;
 CREATE TABLE notification_type (
     tenant text NOT NULL, id text NOT NULL, name text NOT NULL, description text NOT NULL,
     default_cadence text NOT NULL, default_channel text NOT NULL, is_mandatory boolean NOT NULL,
+    payload_schema text NOT NULL, schema_id uuid, retention interval NOT NULL,
     PRIMARY KEY (tenant, id));
 
 CREATE TABLE subscriber (
     tenant text NOT NULL, id text NOT NULL, zone text NOT NULL, locale text NOT NULL,
     email text NOT NULL, webhook_url text NOT NULL, apprise_url text NOT NULL,
+    quiet_hours text[] NOT NULL DEFAULT '{}',
     PRIMARY KEY (tenant, id));
 
 CREATE TABLE subscription (
     tenant text NOT NULL, id text NOT NULL, subscriber text NOT NULL, type text NOT NULL, topic text NOT NULL,
+    filter text NOT NULL,
     PRIMARY KEY (tenant, id));
 CREATE INDEX subscription_by_subscriber ON subscription (tenant, subscriber, id);
 
@@ -31,6 +34,7 @@ CREATE TABLE choice (
     tenant text NOT NULL, subscription text NOT NULL, position smallint NOT NULL,
     subscriber text NOT NULL, topic text NOT NULL, type text NOT NULL, is_prefix boolean NOT NULL,
     cadence text NOT NULL, channel text NOT NULL, format text NOT NULL, style text NOT NULL,
+    filter text NOT NULL,
     PRIMARY KEY (tenant, subscription, position));
 CREATE INDEX choice_by_topic ON choice (tenant, topic, subscriber);
 CREATE INDEX choice_by_cadence ON choice (tenant, cadence);
@@ -38,6 +42,7 @@ CREATE INDEX choice_by_cadence ON choice (tenant, cadence);
 CREATE TABLE cadence (
     tenant text NOT NULL, id text NOT NULL, name text NOT NULL, kind smallint NOT NULL,
     cron text NOT NULL, rrule text NOT NULL, zone text NOT NULL, batch text NOT NULL, fallback_after interval,
+    duration interval, extension interval, cap interval, maximum_items integer, is_leading boolean,
     PRIMARY KEY (tenant, id));
 
 CREATE TABLE template (
@@ -66,11 +71,14 @@ CREATE TABLE digest_window (
     kind smallint NOT NULL, priority smallint NOT NULL DEFAULT 2, rule text NOT NULL, batch text NOT NULL,
     slot_at timestamptz NOT NULL, opened_at timestamptz NOT NULL, due_at timestamptz NOT NULL,
     state smallint NOT NULL, closed_at timestamptz,
+    extension interval, latest_at timestamptz, full_at integer, placed integer NOT NULL DEFAULT 0,
+    is_held boolean NOT NULL DEFAULT false,
     PRIMARY KEY (tenant, id));
 CREATE UNIQUE INDEX digest_window_open
     ON digest_window (tenant, subscriber, cadence, channel, format, style, slot_at) WHERE state = 1;
 CREATE INDEX digest_window_open_batch ON digest_window (tenant, batch) WHERE state = 1 AND batch <> '';
-CREATE INDEX digest_window_closing ON digest_window (priority DESC, id) WHERE state = 2;
+CREATE INDEX digest_window_closing ON digest_window (priority DESC, id) WHERE state = 2 AND NOT is_held;
+CREATE INDEX digest_window_held ON digest_window (tenant, subscriber) WHERE state = 2 AND is_held;
 CREATE INDEX digest_window_by_subscriber ON digest_window (tenant, subscriber, id);
 
 CREATE TABLE digest (
@@ -96,6 +104,13 @@ CREATE TABLE batch_run (
     tenant text NOT NULL, batch text NOT NULL, window_end_at timestamptz NOT NULL, window_start_at timestamptz,
     ran_at timestamptz NOT NULL, windows bigint NOT NULL,
     PRIMARY KEY (tenant, batch, window_end_at));
+CREATE INDEX batch_run_by_time ON batch_run (ran_at);
+
+CREATE TABLE ended (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, tenant text NOT NULL,
+    ended_at timestamptz NOT NULL, due_at timestamptz NOT NULL,
+    window_ids uuid[] NOT NULL, notification_ids uuid[] NOT NULL);
+CREATE INDEX ended_by_due ON ended (due_at);
 """
 
 

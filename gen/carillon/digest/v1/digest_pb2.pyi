@@ -82,6 +82,7 @@ class _StyleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Style.ValueType
     """STYLE_FULL alone, STYLE_SUMMARY in digests."""
     STYLE_FULL: _Style.ValueType  # 1
     STYLE_SUMMARY: _Style.ValueType  # 2
+    """A few lines for each item; in digests, of the items with one group key the newest three, and how many more there are."""
 
 class Style(_Style, metaclass=_StyleEnumTypeWrapper):
     """How much of each item a message shows."""
@@ -90,6 +91,7 @@ STYLE_UNSPECIFIED: Style.ValueType  # 0
 """STYLE_FULL alone, STYLE_SUMMARY in digests."""
 STYLE_FULL: Style.ValueType  # 1
 STYLE_SUMMARY: Style.ValueType  # 2
+"""A few lines for each item; in digests, of the items with one group key the newest three, and how many more there are."""
 Global___Style: _TypeAlias = Style  # noqa: Y015
 
 class _WindowState:
@@ -183,11 +185,17 @@ class NotificationType(_message.Message):
     is_mandatory: _builtins.bool
     """Subscribers cannot turn it off."""
     payload_schema: _builtins.str
-    """JSON Schema of the payload, at most 64 KiB. Empty: any object. Not built yet: must be empty."""
+    """JSON Schema (2020-12) of the payload, at most 64 KiB. Empty: any object. It may refer to nothing but itself, as
+    #/$defs/…, and not in a circle; unfolded it has at most 1,000 subschemas and 50 patterns, which do without look-around.
+    A notification whose payload does not fit is refused where digest takes it in: whoever waits for APPLIED hears
+    INVALID_ARGUMENT, reason PAYLOAD_INVALID, with the path, and it is suppressed for each subscriber (payload_invalid).
+    """
     @_builtins.property
     def retention(self) -> _duration_pb2.Duration:
-        """How long its items are kept after they went out, 1 day to 10 years. Absent: 90 days. Not built yet: must be absent,
-        and nothing is removed.
+        """How long its items are kept after they went out or ended otherwise, 1 day to 10 years. Absent: 90 days; of a type that
+        is gone, 90 days too. Then they are deleted: a notification with its last item, a digest, its deliveries and its
+        window with the last of theirs; GetDigest shows the items that are left. Longer counts at once, shorter for what
+        ends from then on. Runs of batches are kept for 90 days.
         """
 
     def __init__(
@@ -237,7 +245,10 @@ class Subscriber(_message.Message):
     """Apprise URL, at most 2,048 characters; empty: none. Not built yet: must be empty."""
     @_builtins.property
     def quiet_hours(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuietHours]:
-        """Nothing is sent then, 0 to 8 ranges. Not built yet: must be empty."""
+        """Nothing leaves then, 0 to 8 ranges, which must leave some time of the day on every channel. What is due, alone or in a
+        digest, waits until they end; its due_time says so. Only what is of HIGH priority and sent alone ignores them:
+        mandatory types cannot be turned off, but wait. Changed hours or zone count at once for what is waiting.
+        """
 
     def __init__(
         self,
@@ -260,7 +271,9 @@ Global___Subscriber: _TypeAlias = Subscriber  # noqa: Y015
 
 @_typing.final
 class QuietHours(_message.Message):
-    """Hours of the day in the subscriber's zone; from later than until means over midnight."""
+    """Hours of the day in the subscriber's zone, [from, until); from later than until means over midnight. When clocks change,
+    a from that comes twice is the first, an until the second; a time that is skipped is as much later as the clock jumps.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -270,7 +283,7 @@ class QuietHours(_message.Message):
     channel: Global___Channel.ValueType
     """Unspecified: every channel."""
     from_time_of_day: _builtins.str
-    """HH:MM."""
+    """HH:MM, 00:00 to 23:59; must differ."""
     until_time_of_day: _builtins.str
     def __init__(
         self,
@@ -343,8 +356,10 @@ class Subscription(_message.Message):
     notifications that name the subscriber.
     """
     filter: _builtins.str
-    """CEL over `payload`, `entity`, `type`; false leaves the notification out (suppressed: filter). At most 2,048 characters.
-    Not built yet: must be empty.
+    """CEL over `payload`, `entity`, `type`; false leaves the notification out (suppressed: filter). At most 2,048 characters,
+    with the limits of conditions. One that cannot be decided about a notification (such as a field that is not there:
+    ask has() first) lets it through, is counted and logged. Mandatory types are told whatever it says. It has no say in
+    which subscription is the most specific.
     """
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Choice]:
@@ -400,7 +415,7 @@ Global___AlignedCadence: _TypeAlias = AlignedCadence  # noqa: Y015
 
 @_typing.final
 class RollingCadence(_message.Message):
-    """A while after the first item. Not built yet: INVALID_ARGUMENT."""
+    """A while after the first item came, whenever it happened. A window keeps the rule it was opened with."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -410,20 +425,24 @@ class RollingCadence(_message.Message):
     MAXIMUM_ITEMS_FIELD_NUMBER: _builtins.int
     IS_LEADING_FIELD_NUMBER: _builtins.int
     maximum_items: _builtins.int
-    """Closed early at this many items. 0: never."""
+    """Closed early at this many items, at most 100,000; further ones open the next window. 0: never. Items cancelled
+    meanwhile count, a leading one does not.
+    """
     is_leading: _builtins.bool
-    """The first item goes out at once, the rest are digested."""
+    """The first item of each window goes out alone at once (as an immediate one, in full unless the choice has a style), the
+    rest are digested; without a rest nothing more is sent.
+    """
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """1 s to 30 days."""
 
     @_builtins.property
     def extension(self) -> _duration_pb2.Duration:
-        """Each further item keeps it open by this much more; absent: no extension."""
+        """Each further item keeps it open by this much more, 1 s to 30 days; absent: no extension."""
 
     @_builtins.property
     def cap(self) -> _duration_pb2.Duration:
-        """Closed at the latest this long after the first item. Absent: duration × 4."""
+        """Closed at the latest this long after the first item, from duration to 120 days. Absent: duration × 4."""
 
     def __init__(
         self,
@@ -512,7 +531,10 @@ Global___Cadence: _TypeAlias = Cadence  # noqa: Y015
 
 @_typing.final
 class Template(_message.Message):
-    """How something is written. Jinja syntax, sandboxed; sees `item` (style of one item) or `digest` and `items` (layout)."""
+    """How something is written. Jinja syntax, sandboxed; sees `item` (style of one item) or `digest` and `items` (layout), and
+    `subscriber`. Filters of ours speak the subscriber's language, in its zone: date, time, datetime (short, medium, long or
+    full), relative, number (digits), percent, currency (code). services/digest/README.md lists what there is.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -528,7 +550,7 @@ class Template(_message.Message):
     """
     format: Global___Format.ValueType
     """Unspecified: FORMAT_HTML. Its plain-text twin is written by the FORMAT_TEXT template of the same id and style.
-    FORMAT_JSON is not built yet: what webhooks get is fixed.
+    FORMAT_JSON must write valid JSON, items and layout each; where it does not, the built-in one writes.
     """
     style: Global___Style.ValueType
     """Unspecified: STYLE_FULL."""
@@ -628,7 +650,7 @@ class Item(_message.Message):
     state: Global___ItemState.ValueType
     suppressed_reason: _builtins.str
     """off, filter, no_address, no_subscriber (of a topic nobody listens to), unknown_type, unknown_subscriber,
-    unknown_cadence, subscriber_deleted, …; empty otherwise.
+    unknown_cadence, subscriber_deleted, payload_invalid, …; empty otherwise.
     """
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp: ...
@@ -1516,6 +1538,115 @@ class DeleteTemplateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteTemplateResponse: _TypeAlias = DeleteTemplateResponse  # noqa: Y015
+
+@_typing.final
+class SampleItem(_message.Message):
+    """What a template is tried with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    ENTITY_FIELD_NUMBER: _builtins.int
+    GROUP_KEY_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """A type id. Empty: the template's, or example/order-placed for a layout."""
+    entity: _builtins.str
+    """At most 256 characters, one line."""
+    group_key: _builtins.str
+    """At most 256 characters, one line."""
+    payload: _builtins.str
+    """A JSON object, at most 64 KiB. Empty: {}."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """Absent: now."""
+
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        entity: _builtins.str = ...,
+        group_key: _builtins.str = ...,
+        payload: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity", b"entity", "group_key", b"group_key", "occur_time", b"occur_time", "payload", b"payload", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampleItem: _TypeAlias = SampleItem  # noqa: Y015
+
+@_typing.final
+class PreviewTemplateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    LOCALE_FIELD_NUMBER: _builtins.int
+    zone: _builtins.str
+    """Of the one who reads, as in Subscriber. Empty: UTC, and the template's locale, else en."""
+    locale: _builtins.str
+    @_builtins.property
+    def template(self) -> Global___Template:
+        """The template to try. Without a body: the stored one with this id, format, style and locale."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___SampleItem]:
+        """At most 100, in the order in which they are shown. None: built-in ones, an order or three."""
+
+    def __init__(
+        self,
+        *,
+        template: Global___Template | None = ...,
+        items: _abc.Iterable[Global___SampleItem] | None = ...,
+        zone: _builtins.str = ...,
+        locale: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["template", b"template"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "locale", b"locale", "template", b"template", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewTemplateRequest: _TypeAlias = PreviewTemplateRequest  # noqa: Y015
+
+@_typing.final
+class PreviewTemplateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    HTML_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ERROR_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    html: _builtins.str
+    """HTML, empty where the format has none; and its text, or JSON."""
+    text: _builtins.str
+    parts: _builtins.int
+    """How many messages the samples would be."""
+    template_error: _builtins.str
+    """Why the template fails (JSON that is none included): then what is here is the built-in one's, as it would be sent."""
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        html: _builtins.str = ...,
+        text: _builtins.str = ...,
+        parts: _builtins.int = ...,
+        template_error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["html", b"html", "parts", b"parts", "subject", b"subject", "template_error", b"template_error", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewTemplateResponse: _TypeAlias = PreviewTemplateResponse  # noqa: Y015
 
 @_typing.final
 class ListWindowsRequest(_message.Message):

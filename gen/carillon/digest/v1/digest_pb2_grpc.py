@@ -142,6 +142,11 @@ class DigestServiceStub:
                 request_serializer=carillon_dot_digest_dot_v1_dot_digest__pb2.DeleteTemplateRequest.SerializeToString,
                 response_deserializer=carillon_dot_digest_dot_v1_dot_digest__pb2.DeleteTemplateResponse.FromString,
                 _registered_method=True)
+        self.PreviewTemplate = channel.unary_unary(
+                '/carillon.digest.v1.DigestService/PreviewTemplate',
+                request_serializer=carillon_dot_digest_dot_v1_dot_digest__pb2.PreviewTemplateRequest.SerializeToString,
+                response_deserializer=carillon_dot_digest_dot_v1_dot_digest__pb2.PreviewTemplateResponse.FromString,
+                _registered_method=True)
         self.ListWindows = channel.unary_unary(
                 '/carillon.digest.v1.DigestService/ListWindows',
                 request_serializer=carillon_dot_digest_dot_v1_dot_digest__pb2.ListWindowsRequest.SerializeToString,
@@ -316,6 +321,14 @@ class DigestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewTemplate(self, request, context):
+        """Renders a template with sample items, without storing anything; of several parts the first. Read only. INVALID_ARGUMENT
+        when it does not compile; NOT_FOUND; FAILED_PRECONDITION when not even the built-in template can write the samples.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListWindows(self, request, context):
         """What is waiting: windows with their number of items. Read only.
         """
@@ -462,6 +475,11 @@ def add_DigestServiceServicer_to_server(servicer, server):
                     servicer.DeleteTemplate,
                     request_deserializer=carillon_dot_digest_dot_v1_dot_digest__pb2.DeleteTemplateRequest.FromString,
                     response_serializer=carillon_dot_digest_dot_v1_dot_digest__pb2.DeleteTemplateResponse.SerializeToString,
+            ),
+            'PreviewTemplate': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewTemplate,
+                    request_deserializer=carillon_dot_digest_dot_v1_dot_digest__pb2.PreviewTemplateRequest.FromString,
+                    response_serializer=carillon_dot_digest_dot_v1_dot_digest__pb2.PreviewTemplateResponse.SerializeToString,
             ),
             'ListWindows': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWindows,
@@ -1042,6 +1060,33 @@ class DigestService:
             '/carillon.digest.v1.DigestService/DeleteTemplate',
             carillon_dot_digest_dot_v1_dot_digest__pb2.DeleteTemplateRequest.SerializeToString,
             carillon_dot_digest_dot_v1_dot_digest__pb2.DeleteTemplateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewTemplate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carillon.digest.v1.DigestService/PreviewTemplate',
+            carillon_dot_digest_dot_v1_dot_digest__pb2.PreviewTemplateRequest.SerializeToString,
+            carillon_dot_digest_dot_v1_dot_digest__pb2.PreviewTemplateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -74,6 +74,10 @@ class DigestServiceStub:
     GetTemplate: _grpc.UnaryUnaryMultiCallable[_digest_pb2.GetTemplateRequest, _digest_pb2.GetTemplateResponse]
     ListTemplates: _grpc.UnaryUnaryMultiCallable[_digest_pb2.ListTemplatesRequest, _digest_pb2.ListTemplatesResponse]
     DeleteTemplate: _grpc.UnaryUnaryMultiCallable[_digest_pb2.DeleteTemplateRequest, _digest_pb2.DeleteTemplateResponse]
+    PreviewTemplate: _grpc.UnaryUnaryMultiCallable[_digest_pb2.PreviewTemplateRequest, _digest_pb2.PreviewTemplateResponse]
+    """Renders a template with sample items, without storing anything; of several parts the first. Read only. INVALID_ARGUMENT
+    when it does not compile; NOT_FOUND; FAILED_PRECONDITION when not even the built-in template can write the samples.
+    """
     ListWindows: _grpc.UnaryUnaryMultiCallable[_digest_pb2.ListWindowsRequest, _digest_pb2.ListWindowsResponse]
     """What is waiting: windows with their number of items. Read only."""
     PreviewDigest: _grpc.UnaryUnaryMultiCallable[_digest_pb2.PreviewDigestRequest, _digest_pb2.PreviewDigestResponse]
@@ -137,6 +141,10 @@ class DigestServiceAsyncStub(DigestServiceStub):
     GetTemplate: _aio.UnaryUnaryMultiCallable[_digest_pb2.GetTemplateRequest, _digest_pb2.GetTemplateResponse]  # type: ignore[assignment]
     ListTemplates: _aio.UnaryUnaryMultiCallable[_digest_pb2.ListTemplatesRequest, _digest_pb2.ListTemplatesResponse]  # type: ignore[assignment]
     DeleteTemplate: _aio.UnaryUnaryMultiCallable[_digest_pb2.DeleteTemplateRequest, _digest_pb2.DeleteTemplateResponse]  # type: ignore[assignment]
+    PreviewTemplate: _aio.UnaryUnaryMultiCallable[_digest_pb2.PreviewTemplateRequest, _digest_pb2.PreviewTemplateResponse]  # type: ignore[assignment]
+    """Renders a template with sample items, without storing anything; of several parts the first. Read only. INVALID_ARGUMENT
+    when it does not compile; NOT_FOUND; FAILED_PRECONDITION when not even the built-in template can write the samples.
+    """
     ListWindows: _aio.UnaryUnaryMultiCallable[_digest_pb2.ListWindowsRequest, _digest_pb2.ListWindowsResponse]  # type: ignore[assignment]
     """What is waiting: windows with their number of items. Read only."""
     PreviewDigest: _aio.UnaryUnaryMultiCallable[_digest_pb2.PreviewDigestRequest, _digest_pb2.PreviewDigestResponse]  # type: ignore[assignment]
@@ -317,6 +325,16 @@ class DigestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _digest_pb2.DeleteTemplateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_digest_pb2.DeleteTemplateResponse, _abc.Awaitable[_digest_pb2.DeleteTemplateResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PreviewTemplate(
+        self,
+        request: _digest_pb2.PreviewTemplateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_digest_pb2.PreviewTemplateResponse, _abc.Awaitable[_digest_pb2.PreviewTemplateResponse]]:
+        """Renders a template with sample items, without storing anything; of several parts the first. Read only. INVALID_ARGUMENT
+        when it does not compile; NOT_FOUND; FAILED_PRECONDITION when not even the built-in template can write the samples.
+        """
 
     @_abc_1.abstractmethod
     def ListWindows(

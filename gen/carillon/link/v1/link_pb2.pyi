@@ -260,7 +260,7 @@ class ScheduleTimer(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def accept_time(self) -> _timestamp_pb2.Timestamp:
-        """When intake accepted it; recurrences without a start begin strictly after it."""
+        """When intake accepted it, given with a recurrence: it begins strictly after that where it has no start."""
 
     def __init__(
         self,

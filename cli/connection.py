@@ -1,0 +1,70 @@
+"""How the command reaches a service: options that all sub-commands share, from the command line or the environment."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+
+from libs.rpc_client import ClientTls, connect, refusal_of
+
+Endpoint = Annotated[
+    str,
+    typer.Option(
+        "--endpoint", envvar="CARILLON_DIGEST_ENDPOINT", help="host:port of digest's gRPC API.", show_default=False
+    ),
+]
+TokenText = Annotated[
+    str,
+    typer.Option("--token", envvar="CARILLON_TOKEN", help="Bearer token; better given by the environment or a file."),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", envvar="CARILLON_TOKEN_FILE", help="File with the token, read anew for each call."),
+]
+Tenant = Annotated[
+    str, typer.Option("--tenant", envvar="CARILLON_TENANT", help="Tenant, where the token does not say it.")
+]
+UsesTls = Annotated[bool, typer.Option("--tls", envvar="CARILLON_TLS", help="Encrypt, and check the server.")]
+CaFile = Annotated[
+    Path | None,
+    typer.Option("--ca-file", envvar="CARILLON_CA_FILE", help="PEM with the server's CAs, instead of the system's."),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """Where to, and as whom."""
+
+    endpoint: str
+    token: str = ""
+    token_file: Path | None = None
+    tenant: str = ""
+    uses_tls: bool = False
+    ca_file: Path | None = None
+
+    def open(self, *retried: str) -> grpc.aio.Channel:
+        """A channel; OSError when a file that it needs cannot be read."""
+        return connect(
+            self.endpoint,
+            token=self._token(),
+            tenant=self.tenant or None,
+            tls=ClientTls(ca=self.ca_file) if self.uses_tls or self.ca_file else None,
+            retried=retried,
+        )
+
+    def _token(self) -> str | Callable[[], str] | None:
+        if (path := self.token_file) is not None:
+            path.read_bytes()  # Now, where the error can be told.
+            return lambda: path.read_text().strip()
+        return self.token or None
+
+
+def refusal_text(error: grpc.aio.AioRpcError) -> str:
+    """What a service said, in one line for a person."""
+    refusal = refusal_of(error)
+    violations = "".join(f"; {one.field} {one.description}" for one in refusal.violations)
+    reason = f", {refusal.reason}" if refusal.reason else ""
+    return f"{error.details()} ({error.code().name}{reason}){violations}"
