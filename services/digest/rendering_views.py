@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from services.digest.rendering_jobs import Line
 from services.digest.speech import Speech
 
-COLLAPSED_TO: Final = 3
+COLLAPSED_TO: Final = 20
 """Items with one group key that a summary shows, the newest; the rest are counted."""
 _TITLES: Final = ("title", "subject", "headline", "summary")
 

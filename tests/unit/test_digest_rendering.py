@@ -122,14 +122,14 @@ def keyed(number: int, key: str) -> Line:
 
 
 def test_a_summary_collapses_a_group_key_to_its_newest_items_and_counts_the_rest() -> None:
-    """Three of seven are shown, the heading says so; the other key and what has none are shown whole."""
-    lines = [line(90), *(keyed(number, "EWR") for number in range(7)), keyed(20, "LYS"), keyed(21, "LYS")]
+    """Twenty of twenty-four are shown, the heading says so; the other key and what has none are shown whole."""
+    lines = [line(90), *(keyed(number, "EWR") for number in range(24)), keyed(30, "LYS"), keyed(31, "LYS")]
     (part,) = render(job(*lines, format="text")).parts
-    assert "Flight delayed (10)" in part.text
-    assert "* EWR (7, 4 earlier not shown)\n- UA4" in part.text
-    assert "* LYS (2)\n- UA20" in part.text
+    assert "Flight delayed (27)" in part.text
+    assert "* EWR (24, 4 earlier not shown)\n- UA4" in part.text
+    assert "* LYS (2)\n- UA30" in part.text
     shown = [row.split()[1] for row in part.text.splitlines() if row.startswith("- ")]
-    assert shown == ["UA90", "UA4", "UA5", "UA6", "UA20", "UA21"]
+    assert shown == ["UA90", *(f"UA{number}" for number in range(4, 24)), "UA30", "UA31"]
 
 
 def test_the_full_style_and_json_collapse_nothing() -> None:

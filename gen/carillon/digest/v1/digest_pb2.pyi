@@ -82,7 +82,7 @@ class _StyleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Style.ValueType
     """STYLE_FULL alone, STYLE_SUMMARY in digests."""
     STYLE_FULL: _Style.ValueType  # 1
     STYLE_SUMMARY: _Style.ValueType  # 2
-    """A few lines for each item; in digests, of the items with one group key the newest three, and how many more there are."""
+    """A few lines for each item; in digests, of the items with one group key the newest twenty, and how many more there are."""
 
 class Style(_Style, metaclass=_StyleEnumTypeWrapper):
     """How much of each item a message shows."""
@@ -91,7 +91,7 @@ STYLE_UNSPECIFIED: Style.ValueType  # 0
 """STYLE_FULL alone, STYLE_SUMMARY in digests."""
 STYLE_FULL: Style.ValueType  # 1
 STYLE_SUMMARY: Style.ValueType  # 2
-"""A few lines for each item; in digests, of the items with one group key the newest three, and how many more there are."""
+"""A few lines for each item; in digests, of the items with one group key the newest twenty, and how many more there are."""
 Global___Style: _TypeAlias = Style  # noqa: Y015
 
 class _WindowState:
