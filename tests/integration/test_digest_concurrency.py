@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
-from uuid import UUID
 
 import pytest
 from carillon.link.v1 import link_pb2
@@ -14,7 +13,6 @@ from carillon.link.v1 import link_pb2
 from libs.errors import Unavailable
 from libs.links.frames import OutgoingFrame
 from libs.postgres import Transaction
-from libs.wire import to_timestamp
 from services.digest.rendering_jobs import Message
 from tests.integration.digest_rig import START, HandClock, Rig, migrate, replica
 from tests.support.fixtures import OpenDatabase
@@ -174,47 +172,3 @@ async def deadlocks(rig: Rig) -> int:
         ).fetchone()
         assert row is not None
         return int(row[0])
-
-
-@pytest.mark.timeout(180)
-async def test_rolling_windows_fill_and_close_without_a_loss_or_a_deadlock(rigs: list[Rig]) -> None:
-    """INV-6, INV-7: two cadences at once, windows full, timed out and triggered, while six workers insert for them."""
-    names = SUBSCRIBERS[:20]
-    await rigs[0].put_rolling("rolling", duration=timedelta(hours=1), maximum_items=6, is_leading=True)
-    for name in names:
-        await rigs[0].subscribe(name, "rolling", "batch", channel=2)
-    before, done = await deadlocks(rigs[0]), asyncio.Event()
-
-    async def insert_some(rig: Rig, worker: int) -> None:
-        for number in range(10):
-            turned = names[worker * 3 :] + names[: worker * 3]
-            entries = [rig.notification(*turned[at : at + 5], entity=f"w{worker}/{number}") for at in range(0, 20, 5)]
-            await until_applied(rig, *entries)
-
-    async def time_out(rig: Rig) -> None:
-        late = to_timestamp(START + timedelta(days=1))
-        while not done.is_set():
-            windows = [UUID(window.id).bytes for window in await rig.windows()]
-            closes = [link_pb2.CloseWindow(window_id=one, due_time=late) for one in reversed(windows)]
-            await until_applied(rig, *[link_pb2.Entry(tenant="acme", close_window=one) for one in closes])
-            await rig.close()
-
-    async with asyncio.TaskGroup() as closers:
-        closers.create_task(close_again_and_again(rigs[0], 0, 1, done))
-        closers.create_task(time_out(rigs[1]))
-        async with asyncio.TaskGroup() as inserters:
-            for worker in range(6):
-                inserters.create_task(insert_some(rigs[worker % len(rigs)], worker))
-        done.set()
-    done.clear()
-    closing = asyncio.create_task(time_out(rigs[1]))
-    while await rigs[0].windows(1, 2):
-        await rigs[0].close()
-    done.set()
-    await closing
-    ledger = await rigs[0].ledger()
-    assert ledger.keys() == {("digested", ""), ("sent_alone", "")}
-    assert sum(ledger.values()) == 6 * 10 * len(names) * 2
-    counts = told(await rigs[0].deliveries())
-    assert (len(counts), set(counts.values())) == (6 * 10 * len(names), {2})
-    assert await deadlocks(rigs[0]) == before
