@@ -5,7 +5,7 @@ verdicts into a session's temporary table; from there they become items, togethe
 
 **No item lands in a window that has begun to close** (INV-7). Windows are locked FOR SHARE, in the order of their ids,
 in the statement that inserts their items; whoever closes one needs it exclusively. So closing waits for inserts under
-way, and an insert that waited for a closing finds the window no longer open: its items go round again, to the next one.
+way, and an insert that waited for a closing finds the window no longer open: all go round again, to the next ones.
 Rolling windows come after the others, and are locked exclusively: see store_rolling.
 
 Matching: directly told subscribers by their subscriptions without a topic, a topic's by those with it. Of these the
@@ -33,7 +33,7 @@ from services.digest.store_filters import apply_filters
 from services.digest.store_rolling import place_in_rolling
 
 _PENDING = ItemState.PENDING
-_ROUNDS = 5
+_TRIES = 5
 _SMALL_FRAME = 20
 """Notifications up to which statements are planned once and kept."""
 _ANALYZED_ITEMS = 1_000
@@ -224,13 +224,6 @@ _FILL = """
     SELECT e.tenant, e.notification_id, e.subscriber, e.choice, 1, '', e.window_id, %(now)s
     FROM expansion e JOIN open ON open.id = e.window_id WHERE e.state = 1 AND e.kind IN (2, 3)"""
 
-_LEAVE_PLACED = """
-    DELETE FROM expansion e USING item i
-    WHERE e.state = 1 AND e.kind IN (2, 3) AND i.tenant = e.tenant AND i.notification_id = e.notification_id
-    AND i.subscriber = e.subscriber AND i.choice = e.choice"""
-
-_ASK_AGAIN = "UPDATE expansion SET window_id = NULL WHERE state = 1 AND kind IN (2, 3)"
-
 
 async def expand(
     tx: Transaction,
@@ -263,9 +256,8 @@ async def expand(
         tally = await _count(run)
     if tally.items.total() >= _ANALYZED_ITEMS:
         await tx.raw.execute("ANALYZE expansion")
-    timers = await _fill_windows(run, tally.waiting(WindowKind.ALIGNED, WindowKind.EXTERNAL))
-    if rolling := tally.waiting(WindowKind.ROLLING):
-        timers += await _fill_rolling(run, rolling)
+    timers = await _fill_windows(run, tally)
+    rolling = tally.waiting(WindowKind.ROLLING)
     if rolling or tally.waiting(WindowKind.ALONE):
         await run(_OPEN_ALONE)
     if rolling or tally.waiting(WindowKind.ALONE) or tally.is_any_settled:
@@ -322,30 +314,37 @@ async def _count(run: _Statements) -> _Tally:
     return _Tally(items=items, is_filtered=is_filtered)
 
 
-async def _fill_windows(run: _Statements, waiting: int) -> list[WindowTimer]:
-    """Put what waits into open windows, opening those that are missing; returns the timers of new ones."""
-    timers: list[WindowTimer] = []
-    for _ in range(_ROUNDS if waiting else 0):
-        await run(_PLACE)
-        await run(_FIND)
-        opened = await (await run(_OPEN)).fetchall()
-        timers += [WindowTimer(tenant=tenant, window_id=window_id, due_at=due) for tenant, window_id, due in opened]
-        await run(_FIND)
-        waiting -= (await run(_FILL)).rowcount
-        if not waiting:
-            break
-        await run(_LEAVE_PLACED)
-        await run(_ASK_AGAIN)
-    if waiting:
-        raise Unavailable(f"{waiting} items found their windows closing {_ROUNDS} times over; they will come again.")
-    return timers
+async def _fill_windows(run: _Statements, tally: _Tally) -> list[WindowTimer]:
+    """Put what waits into open windows, opening those that are missing; returns the timers of new ones.
+
+    Where one has closed meanwhile, everything is let go before the next try: whoever waits for another's window, or
+    for another to open one, must hold none that somebody waits for.
+    """
+    aligned = tally.waiting(WindowKind.ALIGNED, WindowKind.EXTERNAL)
+    rolling = tally.waiting(WindowKind.ROLLING)
+    if not aligned and not rolling:
+        return []
+    await run("SAVEPOINT before_windows")
+    for _ in range(_TRIES):
+        timers = await _fill_aligned(run, aligned) if aligned else []
+        if timers is not None and rolling:
+            more = await place_in_rolling(run, rolling)
+            timers = None if more is None else timers + more
+        if timers is not None:
+            return timers
+        await run("ROLLBACK TO SAVEPOINT before_windows")
+    raise Unavailable(f"Items found their windows closing {_TRIES} times over; they will come again.")
 
 
-async def _fill_rolling(run: _Statements, waiting: int) -> list[WindowTimer]:
-    timers, left = await place_in_rolling(run, waiting)
-    if left:
-        raise Unavailable(f"{left} items found their rolling windows closing time and again; they will come again.")
-    return timers
+async def _fill_aligned(run: _Statements, waiting: int) -> list[WindowTimer] | None:
+    """All items, into windows other than rolling ones; None if one closed meanwhile."""
+    await run(_PLACE)
+    await run(_FIND)
+    opened = await (await run(_OPEN)).fetchall()
+    await run(_FIND)
+    if (await run(_FILL)).rowcount < waiting:
+        return None
+    return [WindowTimer(tenant=tenant, window_id=window_id, due_at=due) for tenant, window_id, due in opened]
 
 
 async def _put_boundaries(run: _Statements, boundaries: Boundaries) -> bool:

@@ -17,8 +17,6 @@ store_windows.close); so items that keep it open cost no timers.
 from services.digest.commands import WindowTimer
 from services.digest.store_filters import Statements
 
-_ROUNDS = 5
-
 _OPEN = """
     INSERT INTO digest_window (tenant, id, subscriber, cadence, channel, format, style, kind, rule, batch,
         slot_at, opened_at, due_at, state, extension, latest_at, full_at)
@@ -38,14 +36,19 @@ _FIND = """
         AND w.format = e.format AND w.style = e.style AND w.slot_at = e.slot_at AND w.state = 1)
     WHERE state = 1 AND kind = 4"""
 
+# Whether all are open still, now that they are locked.
 _LOCK = """
-    SELECT w.id FROM digest_window w
-    JOIN (SELECT DISTINCT tenant, window_id FROM expansion WHERE state = 1 AND kind = 4) AS wanted
-        ON w.tenant = wanted.tenant AND w.id = wanted.window_id
-    ORDER BY w.id FOR NO KEY UPDATE OF w"""
+    WITH locked AS MATERIALIZED (
+        SELECT w.tenant, w.id, w.state FROM digest_window w
+        JOIN (SELECT DISTINCT tenant, window_id FROM expansion WHERE state = 1 AND kind = 4) AS wanted
+            ON w.tenant = wanted.tenant AND w.id = wanted.window_id
+        ORDER BY w.id FOR NO KEY UPDATE OF w)
+    SELECT NOT EXISTS (
+        SELECT FROM expansion e WHERE e.state = 1 AND e.kind = 4 AND NOT EXISTS (
+            SELECT FROM locked l WHERE l.tenant = e.tenant AND l.id = e.window_id AND l.state = 1))"""
 
-# Rows become 6: in the window found; 5: in a window of their own, full from the start; 1: leading, sent alone. Those
-# whose window has closed meanwhile, and the rest that fills no window, stay 4.
+# Rows become 6: in the window found; 5: in a window of their own, full from the start; 1: leading, sent alone. The
+# rest that fills no window stays 4.
 _PLACE = """
     WITH arriving AS (
         SELECT tenant, window_id, count(*)::int AS items FROM expansion WHERE state = 1 AND kind = 4 GROUP BY 1, 2
@@ -95,20 +98,21 @@ _OPEN_FULL = """
     GROUP BY tenant, window_id, subscriber, cadence, channel, format, style, slot_at"""
 
 
-async def place_in_rolling(run: Statements, waiting: int) -> tuple[list[WindowTimer], int]:
-    """Give `waiting` items their rolling windows; returns the timers of opened ones, and how many found none.
+async def place_in_rolling(run: Statements, waiting: int) -> list[WindowTimer] | None:
+    """Give `waiting` items their rolling windows; returns the timers of those opened.
 
-    The scratch table then says which window each is in; the caller writes the items. The windows stay locked.
+    The scratch table then says which window each is in; the caller writes the items. The windows stay locked. None: a
+    window closed meanwhile. The caller must then roll back and begin again, so that nobody waits holding windows.
     """
     timers: list[WindowTimer] = []
-    for _ in range(_ROUNDS if waiting else 0):
+    while True:  # Twice at most: for the windows that are open, and for the rest once these are full.
         opened = await (await run(_OPEN)).fetchall()
         timers += [WindowTimer(tenant=tenant, window_id=window_id, due_at=due) for tenant, window_id, due in opened]
         await run(_FIND)
-        await run(_LOCK)
+        if (await (await run(_LOCK)).fetchone()) != (True,):
+            return None
         waiting -= (await run(_PLACE)).rowcount
         if not waiting:
             break
-    if timers:
-        await run(_OPEN_FULL)
-    return timers, waiting
+    await run(_OPEN_FULL)
+    return timers

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from carillon.link.v1 import link_pb2
@@ -13,6 +14,7 @@ from carillon.link.v1 import link_pb2
 from libs.errors import Unavailable
 from libs.links.frames import OutgoingFrame
 from libs.postgres import Transaction
+from libs.wire import to_timestamp
 from services.digest.rendering_jobs import Message
 from tests.integration.digest_rig import START, HandClock, Rig, migrate, replica
 from tests.support.fixtures import OpenDatabase
@@ -70,10 +72,20 @@ def told(deliveries: Sequence[link_pb2.Delivery]) -> Counter[tuple[str, str]]:
     )
 
 
+async def deadlocks(rig: Rig) -> int:
+    """How many this database has had to break."""
+    async with rig.db.read() as tx:
+        row = await (
+            await tx.raw.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
 @pytest.mark.timeout(180)
 async def test_no_item_is_lost_or_told_twice_while_windows_close(rigs: list[Rig]) -> None:
     """INV-6, INV-7: eight workers insert for the same 50 subscribers while two replicas trigger and render."""
-    done = asyncio.Event()
+    before, done = await deadlocks(rigs[0]), asyncio.Event()
     async with asyncio.TaskGroup() as closers:
         for number in (0, 1):
             closers.create_task(close_again_and_again(rigs[number], number, 2, done))
@@ -89,6 +101,7 @@ async def test_no_item_is_lost_or_told_twice_while_windows_close(rigs: list[Rig]
     assert len(deliveries) > len(SUBSCRIBERS), "no window closed while items came: this proved nothing"
     counts = told(deliveries)
     assert (len(counts), set(counts.values())) == (expected, {1})
+    assert await deadlocks(rigs[0]) == before
 
 
 @pytest.mark.timeout(180)
@@ -164,11 +177,46 @@ async def test_closing_that_fails_half_way_has_changed_nothing(rigs: list[Rig]) 
     assert len(await rig.deliveries()) == len(SUBSCRIBERS)
 
 
-async def deadlocks(rig: Rig) -> int:
-    """How many this database has had to break."""
-    async with rig.db.read() as tx:
-        row = await (
-            await tx.raw.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-        ).fetchone()
-        assert row is not None
-        return int(row[0])
+@pytest.mark.timeout(180)
+async def test_rolling_windows_fill_and_close_without_a_loss_or_a_deadlock(rigs: list[Rig]) -> None:
+    """INV-6, INV-7: two cadences at once, windows full, timed out and triggered, while six workers insert for them."""
+    names = SUBSCRIBERS[:20]
+    await rigs[0].put_rolling("rolling", duration=timedelta(hours=1), maximum_items=6, is_leading=True)
+    for name in names:
+        await rigs[0].subscribe(name, "rolling", "batch", channel=2)
+    before, done = await deadlocks(rigs[0]), asyncio.Event()
+
+    async def insert_some(rig: Rig, worker: int) -> None:
+        for number in range(10):
+            turned = names[worker * 3 :] + names[: worker * 3]
+            entries = [rig.notification(*turned[at : at + 5], entity=f"w{worker}/{number}") for at in range(0, 20, 5)]
+            await until_applied(rig, *entries)
+
+    async def time_out(rig: Rig) -> None:
+        late = to_timestamp(START + timedelta(days=1))
+        while not done.is_set():
+            windows = [UUID(window.id).bytes for window in await rig.windows()]
+            closes = [link_pb2.CloseWindow(window_id=one, due_time=late) for one in reversed(windows)]
+            await until_applied(rig, *[link_pb2.Entry(tenant="acme", close_window=one) for one in closes])
+            await rig.close()
+
+    async with asyncio.TaskGroup() as closers:
+        closers.create_task(close_again_and_again(rigs[0], 0, 1, done))
+        closers.create_task(time_out(rigs[1]))
+        async with asyncio.TaskGroup() as inserters:
+            for worker in range(6):
+                inserters.create_task(insert_some(rigs[worker % len(rigs)], worker))
+        done.set()
+    done.clear()
+    closing = asyncio.create_task(time_out(rigs[1]))
+    await rigs[0].apply(rigs[0].trigger("batch", START + timedelta(days=1)))  # The last one came before the last item.
+    while await rigs[0].windows(1, 2):
+        await rigs[0].close()
+    done.set()
+    await closing
+    ledger = await rigs[0].ledger()
+    assert ledger.keys() == {("digested", ""), ("sent_alone", "")}
+    assert sum(ledger.values()) == 6 * 10 * len(names) * 2
+    counts = told(await rigs[0].deliveries())
+    assert (len(counts), set(counts.values())) == (6 * 10 * len(names), {2})
+    assert await deadlocks(rigs[0]) == before

@@ -156,6 +156,17 @@ async def test_one_frame_fills_many_windows_in_order(rig: Rig) -> None:
     assert await rig.ledger() == {("digested", ""): 9, ("pending", ""): 2}
 
 
+async def test_a_frame_that_fills_windows_exactly_leaves_none_open(rig: Rig) -> None:
+    """Two waiting already, seven more by threes: three full windows, of which the frame made two, and nothing waits."""
+    await rolling(rig, duration=HOUR, maximum_items=3)
+    await rig.apply(*several(rig, 2))
+    await rig.apply(*several(rig, 7))
+    await rig.close()
+    assert await sizes(rig) == [("rolling", 3)] * 3
+    assert await due(rig) == []
+    assert await rig.ledger() == {("digested", ""): 9}
+
+
 async def test_the_first_item_of_a_leading_cadence_goes_out_alone_at_once(rig: Rig) -> None:
     """The oldest of the frame is sent in full; the rest of that window is digested."""
     await rolling(rig, duration=HOUR, is_leading=True)

@@ -291,11 +291,13 @@ async def test_a_wiped_broker_is_filled_with_what_is_unconfirmed(
     assert set(ids(await stored(private_nats.url))) == set(ids_of(fired))
 
 
-async def test_a_foreign_stream_acknowledges_nothing(world: World, bus: Bus, nats_url: str) -> None:
+async def test_a_foreign_stream_acknowledges_nothing(world: World, open_bus: OpenBus, private_nats: NatsServer) -> None:
     """Its subjects overlap, so EVENTS cannot be made: events wait for it, and are not lost to where nobody looks."""
     fired = events(2)
+    url = private_nats.url
+    bus = await open_bus("scheduler", url)
     publisher = world.publisher(bus)
-    async with jetstream(nats_url) as js:
+    async with jetstream(url) as js:
         await js.add_stream(name="FOREIGN", subjects=["carillon.>"])
         with pytest.raises(FailedPrecondition):
             await bus.ensure_stream(STREAM, ["carillon.events.>"], is_work_queue=False)
@@ -305,7 +307,7 @@ async def test_a_foreign_stream_acknowledges_nothing(world: World, bus: Bus, nat
         await js.delete_stream("FOREIGN")
     async with running(publisher.run()):
         await world.until_confirmed()
-    assert set(ids(await stored(nats_url))) == set(ids_of(fired))
+    assert set(ids(await stored(url))) == set(ids_of(fired))
 
 
 async def test_a_full_stream_drops_its_oldest_and_goes_on(world: World, bus: Bus, nats_url: str) -> None:
