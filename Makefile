@@ -11,6 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TIMERS ?= 5000
+WINDOWS ?= 2000
+DELIVERIES ?= 10000
+DIGESTS ?= 60
 HISTORIES ?= 10000
 BENCH_STAMP := $(VENV)/.installed-bench
 CODE := $(wildcard cli libs local services tests tools)
@@ -65,8 +68,10 @@ layers: $(STAMP) ## Check that imports point one way.
 	$(BIN)/python -m pytest --quiet tests/unit/test_layering.py
 
 .PHONY: chaos
-chaos: $(STAMP) ## Kill processes, take away NATS and Postgres; simulate 10,000 histories. HISTORIES=500 TIMERS=50000 size it.
-	CARILLON_TEST_TIMERS=$(TIMERS) $(BIN)/python -m pytest tests/chaos $(ARGS)
+chaos: $(STAMP) ## Kill processes, take away NATS and Postgres; simulate histories. HISTORIES=500 TIMERS=50000 WINDOWS=300 DIGESTS=20 DELIVERIES=1000 size it.
+	CARILLON_TEST_TIMERS=$(TIMERS) CARILLON_TEST_WINDOWS=$(WINDOWS) CARILLON_TEST_DELIVERIES=$(DELIVERIES) \
+	  $(BIN)/python -m pytest tests/chaos $(ARGS)
+	CARILLON_TEST_DIGEST_HISTORIES=$(DIGESTS) $(BIN)/python -m pytest tests/integration/test_digest_model.py
 	$(BIN)/python -m tests.simulation --seeds $(HISTORIES)
 
 ##@ Measuring
@@ -78,6 +83,14 @@ bench-scheduler: $(BENCH_STAMP) ## Measure the scheduler beside its peers, 20 mi
 .PHONY: bench-digest
 bench-digest: $(STAMP) ## Measure digest, ten minutes. ARGS=--quick takes two, ARGS='--only herd' one figure.
 	$(BIN)/python -m tests.bench digest $(ARGS)
+
+.PHONY: bench-intake
+bench-intake: $(STAMP) ## Measure intake, two minutes. ARGS=--quick takes one, ARGS='--only unary' one figure.
+	$(BIN)/python -m tests.bench intake $(ARGS)
+
+.PHONY: bench-dispatch
+bench-dispatch: $(STAMP) ## Measure the dispatcher, two minutes. ARGS=--quick takes one, ARGS='--only webhooks' one figure.
+	$(BIN)/python -m tests.bench dispatch $(ARGS)
 
 ##@ Contracts, docs and pins
 

@@ -5,8 +5,10 @@ idempotent: whoever derives it again gets the same id, and Postgres refuses the 
 """
 
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid5
+from hashlib import sha1
+from uuid import UUID, SafeUUID
 
+import uuid_utils
 from uuid_utils.compat import uuid7
 
 from libs.errors import FieldViolation, InvalidArgument
@@ -14,6 +16,8 @@ from libs.errors import FieldViolation, InvalidArgument
 _NAMESPACE = UUID("6f0f3c1e-3a0b-5c6e-9d1a-0c0ca7111a0e")
 _SEPARATOR = "\x1f"
 _ESCAPE = "\x1e"
+_blank = UUID.__new__
+_set = object.__setattr__
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -22,14 +26,34 @@ def new_id() -> UUID:
     return uuid7()
 
 
+def new_id_forms() -> tuple[str, bytes]:
+    """A UUIDv7 as text and as 16 bytes: a fifth of the cost of `new_id` and its forms, where thousands are made."""
+    made = uuid_utils.uuid7()
+    return str(made), made.bytes
+
+
 def derived_id(*parts: object) -> UUID:
     """The UUIDv5 of `parts`, of which at least the first should say what kind of thing this is."""
-    return uuid5(_NAMESPACE, _SEPARATOR.join(map(_escaped, parts)))
+    name = _SEPARATOR.join(map(_escaped, parts)).encode()
+    return UUID(bytes=sha1(_NAMESPACE.bytes + name, usedforsecurity=False).digest()[:16], version=5)
 
 
 def _escaped(part: object) -> str:
     """Callers' text may hold the separator; ("a", "b") must still not be ("a\x1fb",)."""
     return str(part).replace(_ESCAPE, _ESCAPE + "0").replace(_SEPARATOR, _ESCAPE + "1")
+
+
+def id_of(id_bytes: bytes) -> UUID:
+    """The UUID of 16 bytes, without the checks of UUID() that take longer than all else; ValueError for other lengths.
+
+    Made as UUID makes it when it is unpickled.
+    """
+    if len(id_bytes) != 16:
+        raise ValueError("an id has 16 bytes")
+    made = _blank(UUID)
+    _set(made, "int", int.from_bytes(id_bytes))
+    _set(made, "is_safe", SafeUUID.unknown)
+    return made
 
 
 def parse_id(text: str, field: str) -> UUID:

@@ -4,8 +4,10 @@
                           servicers=[Servicer(add_IntakeServiceServicer_to_server, IntakeRpc(...))])
     await life.enter(server)
 
-On drain health says NOT_SERVING first, new calls are answered for `drain_delay` more, then refused, and those in
-progress may end within most of what is left of `drain_timeout`.
+On drain health says NOT_SERVING first, new calls are answered for `drain_delay` more, then refused (UNAVAILABLE), and
+those in progress may end within most of what is left of `drain_timeout`. Only then gRPC itself is stopped: from that
+moment on grpc.aio takes no calls from its queue, and those that have just come would wait for the whole grace period,
+to be cancelled at its end.
 """
 
 from __future__ import annotations  # gRPC's classes are generic in its stubs only.
@@ -59,6 +61,9 @@ _log = get_logger(__name__)
 
 # Of the time to drain, the share that calls in progress get; the rest is for what closes after the server.
 _CALLS_SHARE = 0.8
+_QUIET_S = 0.1
+"""Nobody has called for so long: then gRPC is stopped, and hardly a call is in its queue."""
+_MAX_QUIET_S = 2.0
 
 if TYPE_CHECKING:
     Handlers = Mapping[str, grpc.RpcMethodHandler[Any, Any]]
@@ -75,8 +80,11 @@ class Servicer:
 class RpcServer:
     """The server, listening for as long as the `async with` block lasts."""
 
-    def __init__(self, server: grpc.aio.Server, settings: GrpcSettings, *, services: Sequence[str]) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, settings: GrpcSettings, *, calls: Calls, services: Sequence[str]
+    ) -> None:
         self._server = server
+        self._calls = calls
         self._settings = settings
         self._services = ("", *services)
         self.health = health.aio.HealthServicer()
@@ -109,7 +117,9 @@ class RpcServer:
         await self.health.enter_graceful_shutdown()
         delay = self._settings.drain_delay
         await asyncio.sleep(delay.total_seconds())
-        await self._server.stop((self._settings.drain_timeout - delay).total_seconds() * _CALLS_SHARE)
+        limit_s = (self._settings.drain_timeout - delay).total_seconds() * _CALLS_SHARE
+        await self._calls.drain(limit_s, quiet_s=_QUIET_S, most_quiet_s=min(_MAX_QUIET_S, limit_s))
+        await self._server.stop(None)
 
 
 def build_server(
@@ -128,7 +138,7 @@ def build_server(
     registrar = _Registrar(server, calls, metrics)
     for servicer in servicers:
         registrar.add(servicer)
-    rpc = RpcServer(server, settings, services=tuple(registrar.services))
+    rpc = RpcServer(server, settings, calls=calls, services=tuple(registrar.services))
     registrar.is_open = True
     registrar.add(Servicer(health_pb2_grpc.add_HealthServicer_to_server, rpc.health))
     if settings.reflection is not ReflectionMode.OFF:

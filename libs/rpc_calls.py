@@ -13,7 +13,7 @@ from __future__ import annotations  # gRPC's classes are generic in its stubs on
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -29,6 +29,7 @@ from libs.errors import (
     FieldViolation,
     InvalidArgument,
     ResourceExhausted,
+    Unavailable,
     Unimplemented,
 )
 from libs.rpc_context import Call, Deadline, Principal, enter_call
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Decode = Callable[[bytes], Any]
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _MALFORMED = "The request is not a valid protobuf message of this method"
 
 
@@ -72,6 +74,30 @@ class Calls:
         self._authenticator = authenticator
         self._metrics = metrics
         self._in_flight = 0
+        self._is_draining = False
+        self._has_ended = asyncio.Event()
+        self._has_refused = asyncio.Event()
+
+    async def drain(self, limit_s: float, *, quiet_s: float, most_quiet_s: float) -> None:
+        """Refuse new calls; returns when those in progress have ended and nobody has called for `quiet_s`.
+
+        At the latest after `limit_s`, of which at most `most_quiet_s` go by waiting for quiet. Open methods go on.
+        """
+        self._is_draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self._in_flight:
+                    self._has_ended.clear()
+                    await self._has_ended.wait()
+                async with asyncio.timeout(most_quiet_s):
+                    while await self._is_called_within(quiet_s):
+                        pass
+
+    async def _is_called_within(self, quiet_s: float) -> bool:
+        self._has_refused.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._has_refused.wait(), quiet_s)
+        return self._has_refused.is_set()
 
     def wrap(self, method: Method, handler: Handler) -> Handler:
         """The same RPC, with everything that happens around it. Open methods need no credential and have no limits."""
@@ -151,6 +177,9 @@ class Calls:
     @contextmanager
     def _slot(self) -> Iterator[None]:
         """One of the calls that a server answers at once; ResourceExhausted when none is free (INV-9)."""
+        if self._is_draining:
+            self._has_refused.set()
+            raise Unavailable("This process is stopping and has done nothing; call again.", reason="STOPPING")
         limit = self._settings.max_concurrent_rpcs
         if self._in_flight >= limit:
             raise ResourceExhausted(
@@ -164,6 +193,7 @@ class Calls:
             yield
         finally:
             self._in_flight -= 1
+            self._has_ended.set()
 
 
 def _behavior_of(handler: Handler) -> Callable[[Any, Context], Any]:
@@ -227,9 +257,7 @@ def _carrier(context: Context) -> dict[str, str]:
 def _code_set(context: Context) -> grpc.StatusCode:
     """What the handler set itself, as health does; OK when it set nothing. gRPC gives a number or a StatusCode."""
     code: Any = context.code()
-    if isinstance(code, grpc.StatusCode):
-        return code
-    return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.OK)
+    return code if isinstance(code, grpc.StatusCode) else _CODES.get(code, grpc.StatusCode.OK)
 
 
 def _explained(failure: Exception, method: Method, context: Context) -> CarillonError:

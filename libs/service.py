@@ -25,8 +25,11 @@ from libs.errors import FailedPrecondition
 from libs.ids import new_id
 from libs.jetstream import Bus
 from libs.lifecycle import Lifecycle, run
+from libs.links.backlog_rpc import backlog_servicer
+from libs.links.dead_rpc import dead_frame_servicer
 from libs.links.receiver import Apply, Receiver
 from libs.links.sender import Sender
+from libs.links.status_rpc import status_servicer
 from libs.postgres import Database
 from libs.rpc import Servicer, build_server
 from libs.settings import (
@@ -161,7 +164,8 @@ async def _serve(
                 db=db, bus=bus, service=service, apply=parts.apply, publish=sender.publish, settings=settings.links
             )
             life.spawn("receiver", receiver.run())
-        server = build_server(settings.grpc, auth=settings.auth, servicers=parts.servicers, registry=REGISTRY)
+        servicers = [*parts.servicers, *_operators_servicers(runtime, settings)]
+        server = build_server(settings.grpc, auth=settings.auth, servicers=servicers, registry=REGISTRY)
         await life.enter(server)
         add_build_info(REGISTRY, service=service, version=_version())
 
@@ -195,6 +199,22 @@ async def _start_clock(life: Lifecycle, db: Database, settings: BaseSettings) ->
     life.spawn("clock", test_clock.run())
     log.warning("Business time is the test clock.", extra={"now": test_clock.now().isoformat()})
     return test_clock
+
+
+def _operators_servicers(runtime: Runtime, settings: BaseSettings) -> list[Servicer]:
+    """What every service has for those who operate it."""
+    service, db, sender = runtime.service, runtime.db, runtime.sender
+    status = status_servicer(
+        service=service,
+        replica=runtime.replica,
+        version=_version(),
+        clock=runtime.clock,
+        is_test_clock=settings.clock.test,
+        bus=runtime.bus,
+        db=db,
+    )
+    dead_frames = dead_frame_servicer(db=db, service=service, publish=sender.publish, settings=settings.links)
+    return [dead_frames, backlog_servicer(db=db), status]
 
 
 def _refuse_old_schema(service: str, settings: PostgresSettings, directory: Path) -> None:

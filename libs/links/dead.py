@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from carillon.link.v1 import link_pb2
-
 from libs.ids import id_floor, new_id
-from libs.links.frames import OutgoingFrame
+from libs.links.frames import OutgoingFrame, decoded
 from libs.links.outbox import insert_frames
 from libs.postgres import Transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadFrame:
-    """A frame put aside; `reason` is at most 2,048 characters."""
+    """A frame put aside; `reason` is at most 2,048 characters, `sender` empty when it was no frame."""
 
     frame_id: UUID
     sender: str
@@ -23,6 +22,7 @@ class DeadFrame:
     entries: int
     reason: str
     buried_at: datetime
+    size_bytes: int
 
 
 async def bury(
@@ -44,17 +44,42 @@ async def bury(
     )
 
 
-async def dead_frames(tx: Transaction, *, limit: int) -> list[DeadFrame]:
-    """Newest first."""
+async def dead_frames(
+    tx: Transaction, *, limit: int, sender: str = "", after: tuple[datetime, UUID] | None = None
+) -> list[DeadFrame]:
+    """Newest first; of one sender, where it is given; those after a `buried_at` and an id, where these are given."""
     cursor = await tx.raw.execute(
-        "SELECT frame_id, sender, partition, entries, reason, buried_at FROM dead_frame"
-        " ORDER BY buried_at DESC, frame_id LIMIT %s",
-        (limit,),
+        "SELECT frame_id, sender, partition, entries, reason, buried_at, octet_length(payload) FROM dead_frame"
+        " WHERE (%(sender)s = '' OR sender = %(sender)s)"
+        " AND (%(at)s::timestamptz IS NULL OR (buried_at, frame_id) < (%(at)s::timestamptz, %(id)s::uuid))"
+        " ORDER BY buried_at DESC, frame_id DESC LIMIT %(limit)s",
+        {"sender": sender, "at": after and after[0], "id": after and after[1], "limit": limit},
     )
-    return [
-        DeadFrame(frame_id=i, sender=sender, partition=part, entries=entries, reason=reason, buried_at=at)
-        for i, sender, part, entries, reason, at in await cursor.fetchall()
-    ]
+    return [_dead_frame(row) for row in await cursor.fetchall()]
+
+
+async def dead_frame(tx: Transaction, frame_id: UUID) -> tuple[DeadFrame, bytes] | None:
+    """One of them, with what was received."""
+    cursor = await tx.raw.execute(
+        "SELECT frame_id, sender, partition, entries, reason, buried_at, octet_length(payload), payload"
+        " FROM dead_frame WHERE frame_id = %s",
+        (frame_id,),
+    )
+    row = await cursor.fetchone()
+    return None if row is None else (_dead_frame(row[:-1]), bytes(row[-1]))
+
+
+def _dead_frame(row: tuple[Any, ...]) -> DeadFrame:
+    frame_id, sender, partition, entries, reason, buried_at, size_bytes = row
+    return DeadFrame(
+        frame_id=frame_id,
+        sender=sender,
+        partition=partition,
+        entries=entries,
+        reason=reason,
+        buried_at=buried_at,
+        size_bytes=size_bytes,
+    )
 
 
 async def count_dead(tx: Transaction) -> int:
@@ -66,8 +91,11 @@ async def count_dead(tx: Transaction) -> int:
 
 async def redrive(
     tx: Transaction, frame_ids: Sequence[UUID], *, receiver: str, first_sweep: timedelta, retention: timedelta
-) -> int:
-    """Send dead frames anew to `receiver`, which is the caller itself; returns how many there were.
+) -> tuple[list[UUID], list[OutgoingFrame]]:
+    """Send dead frames anew to `receiver`, which is the caller itself.
+
+    Returns the old ids of those that are sent, and the frames; publish these after the commit, or leave it to the
+    sweeper.
 
     In one transaction a frame leaves `dead_frame` and enters our own outbox, under a new id: from there on it is a
     frame like any other, unconfirmed until it is applied. Under its old id it stays dead, so that copies still under
@@ -83,7 +111,7 @@ async def redrive(
     frames = []
     for _, partition, payload, entries, _ in rows:
         frame_id = new_id()
-        frame = link_pb2.Frame.FromString(payload)
+        frame = decoded(payload)
         frame.id = frame_id.bytes
         frames.append(
             OutgoingFrame(
@@ -97,4 +125,4 @@ async def redrive(
         )
     await insert_frames(tx, frames, first_sweep=first_sweep)
     await tx.raw.execute("DELETE FROM dead_frame WHERE frame_id = ANY(%s)", ([row[0] for row in rows],))
-    return len(rows)
+    return [row[0] for row in rows], frames

@@ -26,7 +26,7 @@ from libs.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from libs.links import metrics, outbox
 from libs.links.frames import (
     REPLY_HEADER,
-    Addressed,
+    Outgoing,
     OutgoingFrame,
     Position,
     all_subjects,
@@ -96,7 +96,7 @@ class Sender:
                 counter.labels(receiver)
 
     def pack(
-        self, addressed: Iterable[Addressed], carrier: Mapping[str, str] | None = None
+        self, addressed: Iterable[Outgoing], carrier: Mapping[str, str] | None = None
     ) -> tuple[list[OutgoingFrame], list[Position]]:
         """Pack entries into frames that carry a trace, the current one by default; one position per entry, in order."""
         return pack(self._service, addressed, traces.inject() if carrier is None else dict(carrier))

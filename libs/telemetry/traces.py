@@ -5,7 +5,7 @@ and `inject` carry it on. A carrier is a plain dict of at most two short strings
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Self
 
 import grpc
@@ -14,7 +14,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from libs.errors import CarillonError
@@ -22,6 +22,7 @@ from libs.settings import TelemetrySettings
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _MAX_TRACESTATE = 512
+_NO_SPAN = nullcontext(INVALID_SPAN)
 _SERVER_ERRORS = (
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -93,9 +94,17 @@ def span(name: str, *, carrier: Mapping[str, str] | None = None, kind: SpanKind 
             raise
 
 
+def server_span(service: str, method: str, carrier: Mapping[str, str]) -> AbstractContextManager[Span]:
+    """The span of one incoming call, named as OpenTelemetry's conventions for RPC say.
+
+    Where no traces are made, and the caller has none to be passed on, it costs nothing: a tenth of a short call else.
+    """
+    is_off = isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    return _NO_SPAN if is_off and not carrier else _server_span(service, method, carrier)
+
+
 @contextmanager
-def server_span(service: str, method: str, carrier: Mapping[str, str]) -> Iterator[Span]:
-    """The span of one incoming call, named as OpenTelemetry's conventions for RPC say."""
+def _server_span(service: str, method: str, carrier: Mapping[str, str]) -> Iterator[Span]:
     with span(f"{service}/{method}", carrier=carrier, kind=SpanKind.SERVER) as current:
         current.set_attribute("rpc.system", "grpc")
         current.set_attribute("rpc.service", service)

@@ -84,7 +84,8 @@ class ItemState(IntEnum):
 class NotificationType:
     """A catalog entry. `default_cadence` is a cadence's id, IMMEDIATE or OFF; `payload_schema` empty: any object.
 
-    Its items are kept for `retention` after they went out, or ended otherwise.
+    Its items are kept for `retention` after they went out, or ended otherwise. `formatting_service` writes them (see
+    formatting.py); empty: templates do.
     """
 
     id: str
@@ -95,6 +96,7 @@ class NotificationType:
     is_mandatory: bool = False
     payload_schema: str = ""
     retention: timedelta = DEFAULT_RETENTION
+    formatting_service: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
+from msgspec import Struct
+
 from libs.ids import derived_id
 from services.digest.catalog import ItemState, Priority
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notification:
-    """One thing that happened. `sequence` orders it against cancels; 0: none of them came before it."""
+class Notification(Struct, frozen=True, kw_only=True, gc=False):
+    """One thing that happened. `sequence` orders it against cancels; 0: none of them came before it.
+
+    They come by the thousand, and a Struct is made in a fifth of the time that a frozen dataclass takes.
+    """
 
     tenant: str
     id: UUID
@@ -75,8 +79,7 @@ class Outcome:
     ended_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowTimer:
+class WindowTimer(Struct, frozen=True, kw_only=True, gc=False):
     """A window asks to be woken at its due time."""
 
     tenant: str

@@ -6,7 +6,7 @@ something that closes windows, and polls for what other replicas have begun.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final, Protocol
@@ -30,6 +30,7 @@ log = get_logger(__name__)
 _HOUSEKEEPING_S: Final = 60.0
 _STATS_S: Final = 15.0
 _FORGET_ROWS: Final = 10_000
+_HAND_OVER_CHARACTERS: Final = 6_000_000  # Of what is rendered: more than a batch of usual digests has.
 
 
 class Press(Protocol):
@@ -53,12 +54,17 @@ class Timers(Protocol):
     ) -> list[OutgoingFrame]: ...
 
 
-class ClosingStore(Protocol):
-    """What closing needs of the store; see store_rendering."""
+class Claims(Protocol):
+    """Locks closing windows for a transaction; see loops_aside."""
 
     async def claim(
         self, tx: Transaction, *, most_windows: int, most_items: int, now: datetime
     ) -> list[ClosingWindow]: ...
+
+
+class ClosingStore(Protocol):
+    """What closing needs of the store; see store_rendering."""
+
     async def templates_for(
         self, tx: Transaction, windows: Sequence[ClosingWindow]
     ) -> Mapping[str, Mapping[TemplateKey, Source]]: ...
@@ -91,6 +97,7 @@ class Closing:
         self,
         *,
         db: Database,
+        claims: Claims,
         store: ClosingStore,
         press: Press,
         post: Post,
@@ -100,7 +107,7 @@ class Closing:
         settings: DigestSettings,
     ) -> None:
         self._db, self._store, self._press, self._post, self._clock = db, store, press, post, clock
-        self._timers, self._wake, self._settings = timers, wake, settings
+        self._timers, self._wake, self._settings, self._claims = timers, wake, settings, claims
 
     async def run(self) -> None:
         """Close windows until cancelled."""
@@ -120,7 +127,7 @@ class Closing:
         now = self._clock.now()
         settings = self._settings
         async with self._db.transaction() as tx:
-            windows = await self._store.claim(
+            windows = await self._claims.claim(
                 tx, most_windows=settings.render_windows, most_items=settings.render_items, now=now
             )
             if not windows:
@@ -128,11 +135,17 @@ class Closing:
             timers = await self._hold(tx, held := _held(windows, now), now)
             closed = await self._verdicts(tx, [one for one in windows if one.id not in held], now)
             await self._store.finish(tx, closed, now=now)
-            frames = await self._post.hand_over(tx, [message for one in closed for message in one.messages])
+            frames = await self._hand_over(tx, (message for one in closed for message in one.messages))
         self._post.publish([*timers, *frames])
         _count(closed)
         metrics.RENDER_SECONDS.observe(time.perf_counter() - started)
         return len(windows)
+
+    async def _hand_over(self, tx: Transaction, messages: Iterable[Message]) -> list[OutgoingFrame]:
+        frames: list[OutgoingFrame] = []
+        for some in _by_size(messages):
+            frames += await self._post.hand_over(tx, some)
+        return frames
 
     async def _hold(
         self, tx: Transaction, held: Mapping[UUID, tuple[str, datetime]], now: datetime
@@ -162,6 +175,20 @@ class Closing:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
+
+
+def _by_size(messages: Iterable[Message]) -> Iterator[list[Message]]:
+    """So many at once that a large digest is never in memory a second time as what goes over the link."""
+    some: list[Message] = []
+    room = _HAND_OVER_CHARACTERS
+    for message in messages:
+        some.append(message)
+        room -= sum(map(len, message.part))
+        if room < 0:
+            yield some
+            some, room = [], _HAND_OVER_CHARACTERS
+    if some:
+        yield some
 
 
 def _held(windows: Sequence[ClosingWindow], now: datetime) -> dict[UUID, tuple[str, datetime]]:

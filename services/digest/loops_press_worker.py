@@ -1,4 +1,4 @@
-"""The process that renders: jobs in on stdin, results out on stdout, one JSON line each; ends with its input.
+"""The process that renders: jobs in on stdin as lines of JSON, answers out on stdout; ends with its input.
 
 A process of its own, because a template is a program of somebody else's: a loop without end is ended by killing it,
 and a gigabyte of output meets the limit set here before it meets the service's memory. It holds no connection and no
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from services.digest.rendering import pieces
-from services.digest.rendering_jobs import Answer, Job, Request, Source
+from services.digest.rendering_jobs import Answer, Job, Part, Request, Source
 from services.digest.rendering_sandbox import BadTemplate, check_template
 
 
@@ -36,14 +36,19 @@ def _say(answer: Answer) -> None:
 
 
 def _render(lines: Iterator[bytes]) -> None:
-    """Read the job, say its parts as they are written, and then that it is done."""
+    """Read the job, say its parts as they are written; the last one waits for the end, so that most say it at once."""
     written = pieces(Job.from_wire(lines))
+    last: Part | None = None
     while True:
         try:
             part = next(written)
         except StopIteration as end:
-            return _say(Answer(error=end.value))
-        _say(Answer(is_taken_back=True) if part is None else Answer(part=part))
+            return _say(Answer(part=last, error=end.value))
+        if part is None:
+            _say(Answer(is_taken_back=True, goes_on=True))
+        elif last is not None:
+            _say(Answer(part=last, goes_on=True))
+        last = part
 
 
 def _checked(source: Source, *, is_html: bool) -> Answer:

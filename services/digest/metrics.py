@@ -30,7 +30,23 @@ RENDER_SECONDS = Histogram(
 )
 TEMPLATE_FAILURES = Counter(
     "carillon_digest_template_failures_total",
-    "Digests written by a built-in template after a tenant's own failed.",
+    "Digests that a tenant's own templates or a business service should have written, and others did.",
+)
+FORMATTING_REQUESTS = Counter(
+    "carillon_digest_formatting_requests_total",
+    "Requests to business services to format items; not_asked: for a while after failures, or not registered.",
+    ["result"],
+)
+FORMATTED_ITEMS = Counter(
+    "carillon_digest_formatted_items_total",
+    "Items in a format, by who wrote them: a service now (asked) or before (cached), or a template for it (fallback).",
+    ["result"],
+)
+FORMATTING_SECONDS = Histogram(
+    "carillon_digest_formatting_seconds", "Time that business services took for a request, repetitions included."
+)
+FORMATTING_WINDOWS = Gauge(
+    "carillon_digest_formatting_windows", "Windows of this process that wait for business services."
 )
 FILTER_ERRORS = Counter(
     "carillon_digest_filter_errors_total",
@@ -42,6 +58,18 @@ FORGOTTEN = Counter(
 )
 OUTCOMES = Counter("carillon_digest_delivery_outcomes_total", "Outcomes reported by the dispatcher.", ["outcome"])
 
+UNACCOUNTED = Gauge(
+    "carillon_digest_unaccounted",
+    "Items, notifications and deliveries of all tenants that are missing, or are there and should not be: what this"
+    " replica found in the round of checks under way, or in the last one that ended, whichever is more. A round looks"
+    " at every row once; carillon_digest_unaccounted_age_seconds says how old what it does not show yet may be. Not"
+    " seen: a notification that vanished together with all its items.",
+)
+UNACCOUNTED_AGE_SECONDS = Gauge(
+    "carillon_digest_unaccounted_age_seconds",
+    "Real time since the last complete round of checks began, or since the process did where none has ended yet.",
+)
+
 RESULTS = ("sent", "empty", "no_address", "subscriber_deleted", "dead")
 
 for _state in ItemState:
@@ -51,6 +79,10 @@ for _reason in REASONS:
     ITEMS.labels(ItemState.SUPPRESSED.name.lower(), _reason)
 for _result in RESULTS:
     DIGESTS.labels(_result)
+for _result in ("answered", "bad_answer", "no_answer", "not_asked"):
+    FORMATTING_REQUESTS.labels(_result)
+for _result in ("asked", "cached", "fallback"):
+    FORMATTED_ITEMS.labels(_result)
 for _what in ("item", "notification", "window", "digest", "batch_run"):
     FORGOTTEN.labels(_what)
 for _outcome in ("sent", "dead", "suppressed", "held", "expired"):

@@ -21,9 +21,11 @@ import msgspec
 from markupsafe import Markup
 
 from services.digest import builtin_templates as builtin
+from services.digest.builtin_formatted import framed
+from services.digest.builtin_items import ITEMS
 from services.digest.rendering_jobs import Job, Part, Rendered, Source
-from services.digest.rendering_sandbox import MESSAGE_BYTES, TooLarge, brief, run, run_ours, writer_of_ours
-from services.digest.rendering_views import Groups, ItemView, kinds_of
+from services.digest.rendering_sandbox import MESSAGE_BYTES, TooLarge, brief, run, run_ours
+from services.digest.rendering_views import Groups, ItemView, is_collapsed, kinds_of
 from services.digest.speech import Speech
 
 PART_BYTES: Final = 120 * 1024
@@ -43,7 +45,7 @@ def render(job: Job) -> Rendered:
 def pieces(job: Job) -> Pieces:
     """What `render` gives, as it is written."""
     error = ""
-    if job.templates:
+    if job.has_own:
         try:
             yield from _parts(job, job.templates)
         except Exception as err:  # noqa: BLE001 - a template is a program, and may fail in any way.
@@ -52,7 +54,7 @@ def pieces(job: Job) -> Pieces:
         else:
             return ""
     try:
-        yield from _parts(job, {})
+        yield from _parts(job.with_ours_only() if error else job, {})
     except Exception as err:  # noqa: BLE001 - the outermost frame of rendering: the error is the answer.
         yield None
         return f"{error}; then the built-in template: {explained(err)}".strip("; ")
@@ -71,7 +73,7 @@ def _parts(job: Job, templates: Mapping[str, Source]) -> Iterator[Part | None]:
     room = PART_BYTES
     for _ in range(_SPLITS):
         for part in writer.parts(room):
-            if _size(part) > MESSAGE_BYTES:
+            if _is_too_large(part):
                 yield None
                 break
             yield part
@@ -81,8 +83,10 @@ def _parts(job: Job, templates: Mapping[str, Source]) -> Iterator[Part | None]:
     raise TooLarge(f"a message is larger than {MESSAGE_BYTES:,} bytes and cannot be split further")
 
 
-def _size(part: Part) -> int:
-    return sum(len(text.encode()) for text in part)
+def _is_too_large(part: Part) -> bool:
+    # No character has more than four bytes; most parts are so small that this says enough.
+    is_long = sum(map(len, part)) * 4 > MESSAGE_BYTES
+    return is_long and sum(len(text.encode()) for text in part) > MESSAGE_BYTES
 
 
 def _packed(sizes: Sequence[int], room: int) -> list[range]:
@@ -103,9 +107,10 @@ class _Writer:
     def __init__(self, job: Job, templates: Mapping[str, Source]) -> None:
         self._job, self._templates = job, templates
         self._is_json = job.format == "json"
-        # What programs read is whole.
-        is_collapsed = job.style == "summary" and not job.is_alone and not self._is_json
-        self._groups = Groups(job.lines, is_collapsed=is_collapsed)
+        # Of all items, so that nothing has to be looked up for each.
+        self._is_ours = not (self._is_json or job.has_own)
+        collapses = is_collapsed(style=job.style, text_format=job.format, is_alone=job.is_alone)
+        self._groups = Groups(job.lines, is_collapsed=collapses)
         speech = Speech(job.locale, job.zone)
         self._views = [ItemView(line, speech) for line in self._groups.shown(job.lines)]
         self._digest: dict[str, Any] = {
@@ -121,18 +126,16 @@ class _Writer:
         }
         subscriber = {"id": job.subscriber, "zone": job.zone, "locale": job.locale}
         self._context = {"speech": speech, "subscriber": subscriber, "digest": self._digest}
-        ours = {"html": builtin.ITEM_HTML[job.style], "text": builtin.ITEM_TEXT[job.style]}
-        self._ours = {
-            one: writer_of_ours(ours[one], self._context, is_html=one == "html")
-            for one in self._formats()
-            if one in ours
-        }
         self._bodies = [self._written(view) for view in self._views]
-        self._sizes = [sum(len(body.encode()) for body in bodies) for bodies in self._bodies]
+        self._sizes = [len("".join(bodies).encode()) for bodies in self._bodies]
 
     def _written(self, view: ItemView) -> Sequence[str]:
         """The item in each of the job's formats, its own first."""
-        bodies = [self._item(view, text_format) for text_format in self._formats()]
+        if self._is_ours:
+            written = ITEMS[self._job.style](view)
+            bodies: Sequence[str] = written if self._job.format == "html" else (written.text,)
+        else:
+            bodies = [self._item(view, text_format) for text_format in self._formats()]
         view._forget()
         return bodies
 
@@ -157,9 +160,10 @@ class _Writer:
         }
         texts = dict.fromkeys(("html", "text", "json"), "")
         for place, text_format in enumerate(self._formats()):
+            is_safe = text_format == "html" and f"layout/{text_format}" in self._templates
             for view, bodies in zip(views, self._bodies[one.start : one.stop], strict=True):
-                body = bodies[place]
-                view.body = Markup(body) if text_format == "html" else body  # noqa: S704 - it comes of autoescape.
+                # Our own layout needs no Markup, since its filter makes it of all bodies at once.
+                view.body = Markup(bodies[place]) if is_safe else bodies[place]  # noqa: S704 - it comes of autoescape.
             texts[text_format] = self._layout(context, text_format)
         subject = one_line(self._subject(context, views[0]))
         for view in views:
@@ -168,13 +172,16 @@ class _Writer:
         return Part(subject=f"{subject[: MAX_SUBJECT - 20]} ({number} of {of})" if of > 1 else subject, **texts)
 
     def _item(self, view: ItemView, text_format: str) -> str:
+        if (fragment := view.fragment(text_format)) is not None:
+            return framed(fragment, text_format)
         source = self._templates.get(f"item/{text_format}/{view.type}")
         if source is not None:
             written = run(source, source.body, self._context | {"item": view}, is_html=text_format == "html")
             return _checked(text_format, written)
         if text_format == "json":
             return _dumped(_json_item(view))
-        return self._ours[text_format](view)
+        ours = ITEMS[self._job.style](view)
+        return ours.html if text_format == "html" else ours.text
 
     def _layout(self, context: dict[str, Any], text_format: str) -> str:
         source = self._templates.get(f"layout/{text_format}")
@@ -217,6 +224,8 @@ class _Writer:
 
 def one_line(text: str) -> str:
     """A header's value: no line ends or other control characters (header injection), at most MAX_SUBJECT characters."""
+    if text.isprintable():
+        return brief(" ".join(text.split()), MAX_SUBJECT) or "Notification"
     visible = "".join(" " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in text)
     return brief(" ".join(visible.split()), MAX_SUBJECT) or "Notification"
 

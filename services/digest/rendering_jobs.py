@@ -13,11 +13,16 @@ from uuid import UUID
 import msgspec
 
 _LINES_AT_ONCE: Final = 1_000
+ANSWER_HEAD: Final = 4
+"""Bytes of an answer's length, big-endian, before the answer."""
 _encode: Final = msgspec.json.encode
 
 
 class Line(NamedTuple):
-    """One item of a message. `occurred_at` is ISO 8601, `payload` a JSON object."""
+    """One item of a message. `occurred_at` is ISO 8601, `payload` a JSON object.
+
+    `formatted`: what its business service wrote, by format (see formatting.py); it stands in for the templates.
+    """
 
     notification_id: str
     type: str
@@ -26,6 +31,7 @@ class Line(NamedTuple):
     group_key: str
     occurred_at: str
     payload: str
+    formatted: Mapping[str, str] | None = None
 
 
 class Source(NamedTuple):
@@ -56,6 +62,15 @@ class Job:
     closed_at: str
     lines: Sequence[Line]
     templates: Mapping[str, Source] = field(default_factory=dict)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether anything but our templates writes it."""
+        return bool(self.templates) or any(line.formatted for line in self.lines)
+
+    def with_ours_only(self) -> "Job":
+        """The same, written by the built-in templates."""
+        return replace(self, templates={}, lines=[line._replace(formatted=None) for line in self.lines])
 
     def to_wire(self) -> Iterator[bytes]:
         """As lines of JSON: the job without its items, how many lines of items follow, and these."""
@@ -133,25 +148,27 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One line of an answer: a part, or that those before do not count, or else its end.
+    """A piece of an answer: perhaps a part, or that those before do not count. It is the last unless it `goes_on`.
 
     `line` and `place` (subject or body) tell where a template does not compile.
     """
 
     part: Part | None = None
     is_taken_back: bool = False
+    goes_on: bool = False
     error: str = ""
     line: int = 0
     place: str = ""
 
     def to_wire(self) -> bytes:
-        """As a line of JSON."""
-        return _encode(self) + b"\n"
+        """As MessagePack, in which HTML needs no escaping, after its length in ANSWER_HEAD bytes."""
+        body = msgspec.msgpack.encode(self)
+        return len(body).to_bytes(ANSWER_HEAD) + body
 
     @classmethod
-    def from_wire(cls, line: bytes) -> "Answer":
-        """What `to_wire` gave."""
-        return msgspec.json.decode(line, type=cls)
+    def from_wire(cls, body: bytes) -> "Answer":
+        """What follows the length in what `to_wire` gave."""
+        return msgspec.msgpack.decode(body, type=cls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,20 +7,25 @@ No attributes of Python's own, nothing changed, nothing included. Time and memor
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from jinja2 import ChainableUndefined, Environment, TemplateSyntaxError, nodes, pass_context, pass_eval_context
 from jinja2.environment import Template as JinjaTemplate
 from jinja2.nodes import EvalContext
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from markupsafe import escape
+from markupsafe import Markup, escape
 
 from services.digest.rendering_jobs import Source
 from services.digest.speech import Speech
 
 MESSAGE_BYTES: Final = 240 * 1024
 """Largest message, all formats together: a link frame is 512 KiB."""
+
+
+HTML_GLUE: Final = " \u00a0·\u00a0 "
+TEXT_GLUE: Final = "; "
+"""Between fields in one line."""
 
 
 class BadTemplate(Exception):
@@ -73,12 +78,6 @@ def run_ours(text: str, context: dict[str, Any], *, is_html: bool = False) -> st
     return "".join(template.root_render_func(template.new_context(context)))
 
 
-def writer_of_ours(text: str, context: dict[str, Any], *, is_html: bool = False) -> Callable[[Any], str]:
-    """A built-in text as a function of `item`: for many items, a third faster than `run_ours` for each."""
-    template = _compiled_ours(f"{{% macro write(item) %}}{text}{{% endmacro %}}", is_html)
-    return cast("Callable[[Any], str]", template.make_module(context).write)  # type: ignore[attr-defined]
-
-
 @lru_cache(maxsize=512)
 def _compiled(name: str, text: str, is_html: bool) -> JinjaTemplate:
     environment = _SANDBOXES[is_html]
@@ -104,7 +103,14 @@ def brief(text: str, longest: int) -> str:
 def listed(setting: EvalContext, fields: Sequence[Any], most: int = 6, longest: int = 80) -> str:
     """The first `most` of an item's fields in one line; written here because a loop in a template costs ten times."""
     texts = [f"{field.label}: {brief(field.value, longest)}" for field in fields[:most]]
-    return escape(" \u00a0·\u00a0 ".join(texts)) if setting.autoescape else "; ".join(texts)
+    return escape(HTML_GLUE.join(texts)) if setting.autoescape else TEXT_GLUE.join(texts)
+
+
+@pass_eval_context
+def bodies(setting: EvalContext, items: Sequence[Any]) -> str:
+    """What was written of the items, one after the other."""
+    written = "".join([item.body for item in items])
+    return Markup(written) if setting.autoescape else written  # noqa: S704 - each of them is Markup.
 
 
 def _spoken(write: Callable[..., str]) -> Callable[..., str]:
@@ -127,6 +133,7 @@ def _relative(context: Context, value: Any, now: datetime | None = None) -> str:
 _FILTERS: Final[Mapping[str, Callable[..., str]]] = {
     "brief": brief,
     "listed": listed,
+    "bodies": bodies,
     "date": _spoken(Speech.day),
     "time": _spoken(Speech.clock),
     "datetime": _spoken(Speech.moment),

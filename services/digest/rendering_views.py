@@ -21,6 +21,9 @@ COLLAPSED_TO: Final = 20
 _TITLES: Final = ("title", "subject", "headline", "summary")
 
 
+_DECODER: Final = json.JSONDecoder()
+
+
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """A payload's field as people read it."""
@@ -32,12 +35,12 @@ class Labelled:
 class ItemView:
     """What templates see as `item`; `body` is the item's own rendering and there in layouts only."""
 
-    __slots__ = ("_fields", "_line", "_payload", "_speech", "_title", "body")
+    __slots__ = ("_line", "_pairs", "_payload", "_speech", "_title", "body")
 
     def __init__(self, line: Line, speech: Speech) -> None:
         self._line, self._speech = line, speech
         self._payload: dict[str, Any] | None = None
-        self._fields: list[Labelled] | None = None
+        self._pairs: list[tuple[str, str]] | None = None
         self._title = ""
         self.body = ""
 
@@ -72,8 +75,13 @@ class ItemView:
         return datetime.fromisoformat(self._line.occurred_at).astimezone(ZoneInfo(self._speech.zone))
 
     @property
+    def moment(self) -> str:
+        """The same as its subscriber reads it."""
+        return self._speech.instant(self._line.occurred_at)
+
+    @property
     def occurred_at(self) -> str:
-        """The same as ISO 8601 text, in UTC."""
+        """When it happened, as ISO 8601 text in UTC."""
         return self._line.occurred_at
 
     @property
@@ -89,6 +97,10 @@ class ItemView:
             self._payload = object_of(self._line.payload)
         return self._payload
 
+    def fragment(self, text_format: str) -> str | None:
+        """What its business service wrote."""
+        return None if self._line.formatted is None else self._line.formatted.get(text_format)
+
     @property
     def title(self) -> str:
         """The payload's title or subject in one line, else the entity, else the type's name."""
@@ -97,36 +109,48 @@ class ItemView:
     @property
     def fields(self) -> list[Labelled]:
         """The payload's other fields, those that are null left out."""
+        return [Labelled(label, value) for label, value in self.pairs]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The same as label and value."""
         return self._read()[1]
 
-    def _read(self) -> tuple[str, list[Labelled]]:
-        if self._fields is None:
+    def _read(self) -> tuple[str, list[tuple[str, str]]]:
+        if self._pairs is None:
             payload = self.payload
             named = next((name for name in _TITLES if isinstance(payload.get(name), str) and payload[name]), "")
             self._title = " ".join(payload[named].split()) if named else self.entity or self.name
-            self._fields = [
-                Labelled(_label(name), self._shown(value))
+            self._pairs = [
+                (_label(name), self._shown(value))
                 for name, value in payload.items()
                 if name != named and value is not None
             ]
-        return self._title, self._fields
+        return self._title, self._pairs
 
     def _shown(self, value: Any) -> str:
         if isinstance(value, str):
             return self._speech.field(value)
         if isinstance(value, bool):
             return "yes" if value else "no"
+        if isinstance(value, int):
+            return str(value)
         # Not whole numbers: they are as often ids and years as amounts, and nobody reads "order 20,260,709".
         return self._speech.number(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
     def _forget(self) -> None:
         """Until somebody asks again."""
-        self._payload = self._fields = None
+        self._payload = self._pairs = None
 
 
 def object_of(payload: str) -> dict[str, Any]:
     """The JSON object in a payload. Raises ValueError for what is no JSON."""
-    parsed = json.loads(payload) if payload else {}
+    try:
+        parsed, end = _DECODER.raw_decode(payload)
+    except ValueError:
+        parsed, end = {}, 0
+    if end != len(payload):  # White space around it, or an error, which the slower one tells.
+        parsed = json.loads(payload)
     return parsed if isinstance(parsed, dict) else {"value": parsed}
 
 
@@ -144,6 +168,11 @@ def kinds_of(lines: Sequence[Line]) -> list[dict[str, Any]]:
     counts = Counter((line.type, line.type_name) for line in lines)
     ordered = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
     return [{"type": key[0], "name": key[1], "count": count} for key, count in ordered]
+
+
+def is_collapsed(*, style: str, text_format: str, is_alone: bool) -> bool:
+    """Whether of many items with one group key only the newest are shown. What programs read is whole."""
+    return style == "summary" and not is_alone and text_format != "json"
 
 
 class Groups:

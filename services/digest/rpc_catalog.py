@@ -12,11 +12,13 @@ from libs.errors import Violations
 from libs.postgres import Database
 from libs.rpc_context import Context, tenant_of
 from libs.wire import check_count, check_page_size, page_token, read_page_token
+from services.digest import rpc_cadences as cadences
 from services.digest import rpc_messages as messages
 from services.digest.boundaries import Boundaries
 from services.digest.catalog import Aligned, NotificationType
 from services.digest.rpc_previews import check_compiles
-from services.digest.rpc_stores import CatalogStore, MovingStore, Press, Timers
+from services.digest.rpc_stores import CatalogStore, Formatter, MovingStore, Press, SubscriberStore, Timers
+from services.digest.rpc_words import check_name, check_type_id
 from services.digest.templates import key_of
 
 _MOST_TEMPLATES = 12
@@ -42,14 +44,19 @@ class CatalogRpc:
         *,
         db: Database,
         catalog: CatalogStore,
+        subscribers: SubscriberStore,
+        formatter: Formatter,
         moving: MovingStore,
         timers: Timers,
         press: Press,
         boundaries: Boundaries,
         clock: Clock,
+        ring: Callable[[], None],
     ) -> None:
+        """`ring` wakes what closes windows."""
+        self._subscribers, self._formatter = subscribers, formatter
         self._db, self._catalog, self._moving, self._timers = db, catalog, moving, timers
-        self._press, self._boundaries, self._clock = press, boundaries, clock
+        self._press, self._boundaries, self._clock, self._ring = press, boundaries, clock, ring
 
     # Notification types
 
@@ -57,7 +64,10 @@ class CatalogRpc:
         self, request: pb.PutNotificationTypeRequest, context: Context
     ) -> pb.PutNotificationTypeResponse:
         """See the contract."""
-        one = _checked(lambda v: messages.notification_type(v, "notification_type", request.notification_type))
+        names = self._formatter.names
+        one = _checked(
+            lambda v: messages.notification_type(v, "notification_type", request.notification_type, services=names)
+        )
         async with self._db.transaction() as tx:
             await self._catalog.put_type(tx, tenant_of(context), one)
         return pb.PutNotificationTypeResponse(notification_type=messages.from_type(one))
@@ -66,7 +76,7 @@ class CatalogRpc:
         self, request: pb.GetNotificationTypeRequest, context: Context
     ) -> pb.GetNotificationTypeResponse:
         """See the contract."""
-        one_id = _checked(lambda v: messages.check_type_id(v, "id", request.id))
+        one_id = _checked(lambda v: check_type_id(v, "id", request.id))
         async with self._db.read() as tx:
             one = await self._catalog.get_type(tx, tenant_of(context), one_id)
         return pb.GetNotificationTypeResponse(notification_type=messages.from_type(one))
@@ -87,7 +97,7 @@ class CatalogRpc:
         self, request: pb.DeleteNotificationTypeRequest, context: Context
     ) -> pb.DeleteNotificationTypeResponse:
         """See the contract."""
-        one_id = _checked(lambda v: messages.check_type_id(v, "id", request.id))
+        one_id = _checked(lambda v: check_type_id(v, "id", request.id))
         async with self._db.transaction() as tx:
             await self._catalog.delete_type(tx, tenant_of(context), one_id)
         return pb.DeleteNotificationTypeResponse()
@@ -101,8 +111,8 @@ class CatalogRpc:
         )
         tenant, now = tenant_of(context), self._clock.now()
         async with self._db.transaction() as tx:
-            moved = await self._catalog.put_subscribers(tx, tenant, subscribers)
-            await self._moving.release_windows(tx, tenant, [one.id for one in subscribers])
+            moved = await self._subscribers.put_subscribers(tx, tenant, subscribers)
+            released = await self._moving.release_windows(tx, tenant, [one.id for one in subscribers])
             timers = (
                 await self._moving.move_windows(tx, tenant, moved, now=now, boundaries=self._boundaries)
                 if moved
@@ -110,20 +120,22 @@ class CatalogRpc:
             )
             frames = await self._timers.schedule(tx, timers, now=now)
         self._timers.publish(frames)
+        if released:
+            self._ring()
         return pb.PutSubscribersResponse()
 
     async def GetSubscriber(self, request: pb.GetSubscriberRequest, context: Context) -> pb.GetSubscriberResponse:
         """See the contract."""
-        one_id = _checked(lambda v: messages.check_name(v, "id", request.id))
+        one_id = _checked(lambda v: check_name(v, "id", request.id))
         async with self._db.read() as tx:
-            one = await self._catalog.get_subscriber(tx, tenant_of(context), one_id)
+            one = await self._subscribers.get_subscriber(tx, tenant_of(context), one_id)
         return pb.GetSubscriberResponse(subscriber=messages.from_subscriber(one))
 
     async def ListSubscribers(self, request: pb.ListSubscribersRequest, context: Context) -> pb.ListSubscribersResponse:
         """See the contract."""
         limit, after = _page(request.page_size, request.page_token)
         async with self._db.read() as tx:
-            found = await self._catalog.list_subscribers(tx, tenant_of(context), after=after, limit=limit + 1)
+            found = await self._subscribers.list_subscribers(tx, tenant_of(context), after=after, limit=limit + 1)
         return pb.ListSubscribersResponse(
             subscribers=map(messages.from_subscriber, found[:limit]), next_page_token=_next(found, limit)
         )
@@ -132,10 +144,10 @@ class CatalogRpc:
         self, request: pb.DeleteSubscriberRequest, context: Context
     ) -> pb.DeleteSubscriberResponse:
         """See the contract."""
-        one_id = _checked(lambda v: messages.check_name(v, "id", request.id))
+        one_id = _checked(lambda v: check_name(v, "id", request.id))
         tenant = tenant_of(context)
         async with self._db.transaction() as tx:
-            await self._catalog.delete_subscriber(tx, tenant, one_id)
+            await self._subscribers.delete_subscriber(tx, tenant, one_id)
             await self._moving.suppress_subscriber(tx, tenant, one_id, now=self._clock.now())
         return pb.DeleteSubscriberResponse()
 
@@ -149,26 +161,24 @@ class CatalogRpc:
             lambda v: _each(v, "subscriptions", request.subscriptions, lambda f, one: messages.subscription(v, f, one))
         )
         async with self._db.transaction() as tx:
-            await self._catalog.put_subscriptions(tx, tenant_of(context), subscriptions)
+            await self._subscribers.put_subscriptions(tx, tenant_of(context), subscriptions)
         return pb.PutSubscriptionsResponse()
 
     async def GetSubscription(self, request: pb.GetSubscriptionRequest, context: Context) -> pb.GetSubscriptionResponse:
         """See the contract."""
-        one_id = _checked(lambda v: messages.check_name(v, "id", request.id))
+        one_id = _checked(lambda v: check_name(v, "id", request.id))
         async with self._db.read() as tx:
-            one = await self._catalog.get_subscription(tx, tenant_of(context), one_id)
+            one = await self._subscribers.get_subscription(tx, tenant_of(context), one_id)
         return pb.GetSubscriptionResponse(subscription=messages.from_subscription(one))
 
     async def ListSubscriptions(
         self, request: pb.ListSubscriptionsRequest, context: Context
     ) -> pb.ListSubscriptionsResponse:
         """See the contract."""
-        mine = (
-            _checked(lambda v: messages.check_name(v, "subscriber", request.subscriber)) if request.subscriber else ""
-        )
+        mine = _checked(lambda v: check_name(v, "subscriber", request.subscriber)) if request.subscriber else ""
         limit, after = _page(request.page_size, request.page_token, query=mine)
         async with self._db.read() as tx:
-            found = await self._catalog.list_subscriptions(
+            found = await self._subscribers.list_subscriptions(
                 tx, tenant_of(context), subscriber=mine, after=after, limit=limit + 1
             )
         return pb.ListSubscriptionsResponse(
@@ -180,31 +190,31 @@ class CatalogRpc:
         self, request: pb.DeleteSubscriptionRequest, context: Context
     ) -> pb.DeleteSubscriptionResponse:
         """See the contract."""
-        one_id = _checked(lambda v: messages.check_name(v, "id", request.id))
+        one_id = _checked(lambda v: check_name(v, "id", request.id))
         async with self._db.transaction() as tx:
-            await self._catalog.delete_subscription(tx, tenant_of(context), one_id)
+            await self._subscribers.delete_subscription(tx, tenant_of(context), one_id)
         return pb.DeleteSubscriptionResponse()
 
     # Cadences
 
     async def PutCadence(self, request: pb.PutCadenceRequest, context: Context) -> pb.PutCadenceResponse:
         """See the contract."""
-        one = _checked(lambda v: messages.cadence(v, "cadence", request.cadence))
+        one = _checked(lambda v: cadences.cadence(v, "cadence", request.cadence))
         if isinstance(one.kind, Aligned):
             violations = Violations()
             # Not here: a rule that never occurs is searched for thousands of years.
-            await asyncio.to_thread(messages.check_occurs, violations, "cadence.aligned", one.kind)
+            await asyncio.to_thread(cadences.check_occurs, violations, "cadence.aligned", one.kind)
             violations.raise_if_any()
         async with self._db.transaction() as tx:
             await self._catalog.put_cadence(tx, tenant_of(context), one)
-        return pb.PutCadenceResponse(cadence=messages.from_cadence(one))
+        return pb.PutCadenceResponse(cadence=cadences.from_cadence(one))
 
     async def GetCadence(self, request: pb.GetCadenceRequest, context: Context) -> pb.GetCadenceResponse:
         """See the contract."""
-        one_id = _checked(lambda v: messages.check_type_id(v, "id", request.id))
+        one_id = _checked(lambda v: check_type_id(v, "id", request.id))
         async with self._db.read() as tx:
             one = await self._catalog.get_cadence(tx, tenant_of(context), one_id)
-        return pb.GetCadenceResponse(cadence=messages.from_cadence(one))
+        return pb.GetCadenceResponse(cadence=cadences.from_cadence(one))
 
     async def ListCadences(self, request: pb.ListCadencesRequest, context: Context) -> pb.ListCadencesResponse:
         """See the contract."""
@@ -212,12 +222,12 @@ class CatalogRpc:
         async with self._db.read() as tx:
             found = await self._catalog.list_cadences(tx, tenant_of(context), after=after, limit=limit + 1)
         return pb.ListCadencesResponse(
-            cadences=map(messages.from_cadence, found[:limit]), next_page_token=_next(found, limit)
+            cadences=map(cadences.from_cadence, found[:limit]), next_page_token=_next(found, limit)
         )
 
     async def DeleteCadence(self, request: pb.DeleteCadenceRequest, context: Context) -> pb.DeleteCadenceResponse:
         """See the contract."""
-        one_id = _checked(lambda v: messages.check_type_id(v, "id", request.id))
+        one_id = _checked(lambda v: check_type_id(v, "id", request.id))
         async with self._db.transaction() as tx:
             await self._catalog.delete_cadence(tx, tenant_of(context), one_id)
         return pb.DeleteCadenceResponse()

@@ -1,6 +1,7 @@
 """Trying a template: what it would write, with nothing stored."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 from carillon.digest.v1 import digest_pb2 as pb
@@ -12,9 +13,11 @@ from libs.rpc_context import Context, tenant_of
 from libs.wire import check_count, check_instant, check_text, check_zone
 from services.digest import rpc_messages as messages
 from services.digest.catalog import Format, Template
-from services.digest.rendering_jobs import Source
+from services.digest.formatting import Order
+from services.digest.rendering_jobs import Job, Source
 from services.digest.rendering_sandbox import BadTemplate
-from services.digest.rpc_stores import CatalogStore, Press
+from services.digest.rpc_stores import CatalogStore, Formatter, FormattingStore, Press
+from services.digest.rpc_words import check_locale
 from services.digest.samples import Sample, sample_job
 
 _MOST_ITEMS = 100
@@ -24,16 +27,26 @@ _MOST_PAYLOAD_BYTES = 64 << 10
 class PreviewsRpc:
     """A part of DigestService; see rpc.py."""
 
-    def __init__(self, *, db: Database, catalog: CatalogStore, press: Press, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        db: Database,
+        catalog: CatalogStore,
+        formatting: FormattingStore,
+        formatter: Formatter,
+        press: Press,
+        clock: Clock,
+    ) -> None:
         self._sample_db, self._sample_catalog = db, catalog
         self._sample_press, self._sample_clock = press, clock
+        self._sample_formatting, self._sample_formatter = formatting, formatter
 
     async def PreviewTemplate(self, request: pb.PreviewTemplateRequest, context: Context) -> pb.PreviewTemplateResponse:
         """See the contract."""
         violations = Violations()
         if request.zone:
             check_zone(violations, "zone", request.zone)
-        locale = messages.check_locale(violations, "locale", request.locale) if request.locale else ""
+        locale = check_locale(violations, "locale", request.locale) if request.locale else ""
         samples = _samples(violations, request.items)
         given: Template | None = None
         if request.template.body:
@@ -45,6 +58,7 @@ class PreviewsRpc:
         await check_compiles(self._sample_press, template)
         now = self._sample_clock.now()
         job = sample_job(template, samples, zone=request.zone, locale=locale, now=now)
+        job, formatting_error = await self._formatted(tenant_of(context), template, job)
         (rendered,) = await self._sample_press.render([job])
         if not rendered.parts:
             raise FailedPrecondition(f"It cannot be rendered: {rendered.error}", reason="CANNOT_RENDER")
@@ -54,8 +68,26 @@ class PreviewsRpc:
             html=part.html,
             text=part.text or part.json,
             parts=len(rendered.parts),
-            template_error=rendered.error,
+            template_error="; ".join(filter(None, (formatting_error, rendered.error))),
         )
+
+    async def _formatted(self, tenant: str, template: Template, job: Job) -> tuple[Job, str]:
+        """The job with the items that services format; not the template's own, which is what is tried."""
+        types = {line.type for line in job.lines} - {template.id}
+        async with self._sample_db.read() as tx:
+            services = await self._sample_formatting.services_of(tx, {(tenant, one) for one in types})
+        order = Order(
+            tenant=tenant,
+            format=job.format,
+            style=job.style,
+            is_alone=job.is_alone,
+            zone=job.zone,
+            locale=job.locale,
+            lines=job.lines,
+            services=services.get(tenant, {}),
+        )
+        (formatted,) = await self._sample_formatter.format([order])
+        return replace(job, lines=formatted.lines), formatted.error
 
     async def _stored(self, one: pb.Template, tenant: str) -> Template:
         one_id, text_format, style, locale = messages.template_key(Violations(), "template.", one)

@@ -1,30 +1,24 @@
-"""The RPCs that show things: windows, previews, digests, the ledger, explanations."""
+"""The RPCs that show things: windows, previews, digests, the ledger."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from uuid import UUID
 
 from carillon.digest.v1 import digest_pb2 as pb
-from carillon.explain.v1 import explain_pb2
 
 from libs.clock import Clock
 from libs.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, Violations
-from libs.postgres import Database, Transaction
+from libs.postgres import Database
 from libs.rpc_context import Context, tenant_of
 from libs.wire import check_id, check_page_size, check_text, page_token, read_page_token, to_timestamp
-from services.digest import explaining
 from services.digest.catalog import WindowState
-from services.digest.explaining import Told
-from services.digest.rpc_messages import to_channel
-from services.digest.rpc_stores import Press, PreviewStore, ViewStore
+from services.digest.rpc_stores import Formatter, FormattingStore, Press, PreviewStore, ViewStore
+from services.digest.rpc_words import to_channel
 from services.digest.views import DigestView, ItemView, OutcomeCount, WindowView
-from services.digest.windows import job_of
+from services.digest.windows import error_of, job_of, order_of, with_format
 
 _MOST_ITEMS = 1000
-_MOST_EXPLAINED = 300
-_MOST_SEARCHED = 10_000
-_MOST_ENTRIES = 1000
 _MOST_PAYLOADS_BYTES = 3 << 20
 """What the payloads of one answer add up to: clients refuse answers of more than 4 MiB by default."""
 
@@ -32,8 +26,19 @@ _MOST_PAYLOADS_BYTES = 3 << 20
 class ViewsRpc:
     """Half of DigestService; the other half is CatalogRpc."""
 
-    def __init__(self, *, db: Database, views: ViewStore, previews: PreviewStore, press: Press, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        db: Database,
+        views: ViewStore,
+        previews: PreviewStore,
+        formatting: FormattingStore,
+        formatter: Formatter,
+        press: Press,
+        clock: Clock,
+    ) -> None:
         self._view_db, self._views, self._previews = db, views, previews
+        self._view_formatting, self._view_formatter = formatting, formatter
         self._view_press, self._view_clock = press, clock
 
     async def ListWindows(self, request: pb.ListWindowsRequest, context: Context) -> pb.ListWindowsResponse:
@@ -73,15 +78,24 @@ class ViewsRpc:
                 raise NotFound(f"There is no open window {window_id}.", metadata={"window_id": str(window_id)})
             (closing,) = await self._previews.read_windows(tx, [window.tenant], [window_id])
             templates = await self._previews.templates_for(tx, [closing])
+            services = await self._view_formatting.services_of(
+                tx, {(closing.tenant, line.type) for line in closing.lines}
+            )
         if closing.subscriber is None or not closing.lines:
             return pb.PreviewDigestResponse()
+        (formatted,) = await self._view_formatter.format([order_of(closing, services.get(closing.tenant, {}))])
+        closing = with_format(closing, formatted)
         job = job_of(closing, templates.get(closing.tenant, {}), now=self._view_clock.now())
         (rendered,) = await self._view_press.render([job])
         if not rendered.parts:
             raise FailedPrecondition(f"It cannot be rendered: {rendered.error}", reason="CANNOT_RENDER")
         part = rendered.parts[0]
         return pb.PreviewDigestResponse(
-            subject=part.subject, html=part.html, text=part.text or part.json, item_count=len(closing.lines)
+            subject=part.subject,
+            html=part.html,
+            text=part.text or part.json,
+            item_count=len(closing.lines),
+            template_error=error_of(closing, rendered),
         )
 
     async def ListDigests(self, request: pb.ListDigestsRequest, context: Context) -> pb.ListDigestsResponse:
@@ -134,40 +148,10 @@ class ViewsRpc:
             ],
             digests=map(_outcome_count, ledger.digests),
             unaccounted=ledger.unaccounted,
+            gaps=[pb.Gap(kind=gap.kind, count=gap.count, ids=map(str, gap.ids)) for gap in ledger.gaps],
+            deliveries=[pb.DeliveryCount(outcome=outcome, deliveries=count) for outcome, count in ledger.deliveries],
+            longest_pending_delivery_ids=map(str, ledger.longest_pending),
         )
-
-    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
-        """See the contract."""
-        violations = Violations()
-        check_text(violations, "id", request.id, longest=256)
-        violations.raise_if_any()
-        one_id = None
-        with suppress(ValueError):
-            one_id = UUID(request.id)
-        if one_id is None:
-            return pb.ExplainResponse()
-        async with self._view_db.read() as tx:
-            told = [one async for one in self._story(tx, tenant_of(context), one_id)]
-        told.sort(key=lambda one: one.at)
-        return pb.ExplainResponse(entries=map(_entry, told[:_MOST_ENTRIES]))
-
-    async def _story(self, tx: Transaction, tenant: str, one_id: UUID) -> AsyncIterator[Told]:
-        notification = await self._views.get_notification(tx, tenant, one_id)
-        if notification is not None:
-            yield explaining.of_notification(notification)
-            items = await self._views.items_of_notification(tx, tenant, one_id, limit=_MOST_EXPLAINED)
-        else:
-            near = await self._views.items_near(tx, tenant, one_id, limit=_MOST_SEARCHED)
-            items = [item for item in near if item.id == one_id]
-        for item in items:
-            window = await self._views.get_window(tx, tenant, item.window_id) if item.window_id else None
-            yield explaining.of_item(item, window)
-        if (window := await self._views.get_window(tx, tenant, one_id)) is not None:
-            for one in explaining.of_window(window):
-                yield one
-        if (digest := await self._views.get_digest(tx, tenant, one_id)) is not None:
-            for one in explaining.of_digest(digest):
-                yield one
 
 
 def _check_filters(violations: Violations, request: pb.ListWindowsRequest | pb.ListDigestsRequest) -> None:
@@ -243,15 +227,3 @@ def _item(one: ItemView) -> pb.Item:
 
 def _outcome_count(one: OutcomeCount) -> pb.DigestCount:
     return pb.DigestCount(outcome=one.outcome, digests=one.digests, items=one.items, deliveries=one.deliveries)
-
-
-def _entry(one: Told) -> explain_pb2.Entry:
-    return explain_pb2.Entry(
-        time=to_timestamp(one.at),
-        service="digest",
-        kind=one.kind,
-        sentence=one.sentence,
-        details=dict(one.details),
-        related_ids=one.related,
-        is_expected=one.is_expected,
-    )

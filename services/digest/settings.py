@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from libs.service import BaseSettings
 from libs.settings import Duration, Settings
+from libs.settings_services import BusinessServices
 
 _SECOND = timedelta(seconds=1)
 
@@ -57,6 +58,40 @@ class DigestSettings(Settings):
         le=10 * _SECOND,
         description="How often to look for windows that other replicas began to close, in real time. What this process "
         "closes itself is rendered at once.",
+    )
+
+    formatting_services: BusinessServices = Field(
+        {},
+        description="The business services that may format items, a JSON object of names (1-64 characters of "
+        '[a-z0-9._-]) and http or https URLs: `{"crm": "https://crm.example/notifications"}`. They are asked by POST; '
+        "credentials do not belong in a URL, use formatting_token. All replicas must agree.",
+    )
+    formatting_token: SecretStr | None = Field(
+        None,
+        min_length=1,
+        description="Sent to each of them as `Authorization: Bearer`. Not set: nothing is.",
+    )
+    formatting_timeout: Duration = Field(
+        3 * _SECOND,
+        ge=100 * timedelta(milliseconds=1),
+        le=15 * _SECOND,
+        description="How long a service may take for one request, one repetition included. Then templates write. A "
+        "digest waits three times as long at most, and not at all for a service that has failed five times in a row, "
+        "until half a minute later.",
+    )
+    formatting_concurrency: int = Field(
+        8,
+        ge=1,
+        le=1_000,
+        description="Requests under way to each of them at once, per process, of up to 50 items each. About 2,000 "
+        "items wait for them in memory; the rest waits in Postgres and holds up nothing else.",
+    )
+    formatting_cache_bytes: int = Field(
+        32 << 20,
+        ge=0,
+        le=16 << 30,
+        description="Size in bytes of what is remembered of their answers, per process, five minutes long: an item "
+        "that goes to many is asked about once for each language, zone and style.",
     )
 
 

@@ -53,6 +53,12 @@ class Speech:
         glue = _glue(length or "medium", self.locale)
         return glue.replace("{1}", self.day(found, length)).replace("{0}", self.clock(found))
 
+    def instant(self, text: str) -> str:
+        """The `moment` of an instant in ISO 8601."""
+        # Since 1973 all zones are whole minutes from UTC, so that what is read is the same for a whole minute.
+        is_plain = text.endswith("+00:00") and text >= "1973"
+        return _minute(f"{text[:16]}+00:00", self) if is_plain else self.moment(datetime.fromisoformat(text))
+
     def relative(self, value: Any, now: datetime) -> str:
         """`3 hours ago`, seen from `now`."""
         found = self._read(value)
@@ -65,9 +71,9 @@ class Speech:
         found = _number(value)
         if found is None:
             return _as_is(value)
-        locale = known(self.locale)
         if digits is None:
-            return _plain(format_decimal(found, locale=locale))
+            return _decimal(str(found), self.locale)
+        locale = known(self.locale)
         pattern = parse_pattern(locale.decimal_formats[None].pattern)
         places = min(max(digits, 0), 10)
         pattern.frac_prec = (places, places)
@@ -131,6 +137,16 @@ def _clock(hour: int, minute: int, second: int, length: str, tag: str) -> str:
     # Long and full ones would name the zone.
     length = "short" if length == "short" else "medium"
     return _plain(format_time(time(hour, minute, second), length, locale=known(tag)))
+
+
+@lru_cache(maxsize=16_384)
+def _minute(text: str, speech: Speech) -> str:
+    return speech.moment(datetime.fromisoformat(text))
+
+
+@lru_cache(maxsize=4096)
+def _decimal(text: str, tag: str) -> str:
+    return _plain(format_decimal(Decimal(text), locale=known(tag)))
 
 
 @lru_cache(maxsize=1024)

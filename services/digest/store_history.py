@@ -14,6 +14,7 @@ A retention that is made shorter therefore counts for what ends from then on; wh
 to be. One that is made longer counts at once.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -74,6 +75,12 @@ _FORGET_NOTIFICATIONS = """
     DELETE FROM notification n WHERE (tenant, id) IN (SELECT * FROM unnest(%s::text[], %s::uuid[]))
     AND NOT EXISTS (SELECT FROM item i WHERE i.tenant = n.tenant AND i.notification_id = n.id)"""
 
+# Of those that stay; what the ledger compares must not go down by itself.
+_COUNT_DOWN = """
+    UPDATE notification n SET items = n.items - gone.items
+    FROM unnest(%s::text[], %s::uuid[], %s::int[]) AS gone (tenant, id, items)
+    WHERE n.tenant = gone.tenant AND n.id = gone.id"""
+
 _FORGET_WINDOWS = """
     WITH bare AS MATERIALIZED (
         SELECT e.tenant, closed.id FROM ended e CROSS JOIN unnest(e.window_ids) AS closed (id)
@@ -133,11 +140,13 @@ async def forget(tx: Transaction, *, now: datetime, limit: int) -> Forgotten:
         return Forgotten()
     values = {"claimed": claimed, "default": DEFAULT_RETENTION, "now": now, "limit": limit}
     over = await (await tx.raw.execute(_OVER, values)).fetchall()
-    keys = list(zip(*{(tenant, one_id) for _, tenant, one_id in over}, strict=True)) or [(), ()]
-    named = [list(column) for column in keys]
+    gone = Counter((tenant, one_id) for _, tenant, one_id in over)
+    named = [[tenant for tenant, _ in gone], [one_id for _, one_id in gone]]
     await tx.raw.execute(_LOCK_NOTIFICATIONS, named)
     items = await tx.raw.execute("DELETE FROM item WHERE ctid = ANY (%s::tid[])", ([row[0] for row in over],))
     notifications = await tx.raw.execute(_FORGET_NOTIFICATIONS, named)
+    if notifications.rowcount < len(gone):
+        await tx.raw.execute(_COUNT_DOWN, [*named, list(gone.values())])
     digests = windows = 0
     if len(over) < limit:
         row = await (await tx.raw.execute(_FORGET_WINDOWS, values)).fetchone()

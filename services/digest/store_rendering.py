@@ -15,14 +15,20 @@ from libs.postgres import Transaction
 from services.digest import store_history
 from services.digest.catalog import Channel, Priority, Subscriber, WindowKind
 from services.digest.rendering_jobs import Line, Source
-from services.digest.store_catalog import quiet_ranges
+from services.digest.store_subscribers import quiet_ranges
 from services.digest.templates import TemplateKey, wanted_ids
 from services.digest.windows import Closed, ClosingWindow
 
 # Not in the order in which others lock windows, by id; but who skips what is locked waits for nobody.
 _CLAIM = """
-    SELECT tenant, id FROM digest_window WHERE state = 2 AND NOT is_held
+    SELECT tenant, id FROM digest_window
+    WHERE state = 2 AND NOT is_held AND coalesce(asked_until <= clock_timestamp(), true)
     ORDER BY priority DESC, id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED"""
+
+# These are waited for: whoever set them aside may not have committed yet. In the order of everybody who waits.
+_CLAIM_THESE = """
+    SELECT tenant, id FROM digest_window WHERE tenant = ANY (%s) AND id = ANY (%s) AND state = 2 AND NOT is_held
+    ORDER BY id FOR NO KEY UPDATE"""
 
 # Only where the items read show that there is something to expire: for each of them, it would cost a second join.
 _EXPIRE = """
@@ -42,7 +48,7 @@ _READ = """
     WHERE w.tenant = ANY (%s) AND w.id = ANY (%s) ORDER BY w.id"""
 
 _LINES = """
-    SELECT i.window_id, n.id, n.type, coalesce(t.name, n.type), n.entity, n.group_key, n.occurred_at, n.payload,
+    SELECT i.window_id, n.id::text, n.type, coalesce(t.name, n.type), n.entity, n.group_key, n.occurred_at, n.payload,
         n.expires_at
     FROM item i
     JOIN notification n ON n.tenant = i.tenant AND n.id = i.notification_id
@@ -88,11 +94,25 @@ async def claim(tx: Transaction, *, most_windows: int, most_items: int, now: dat
         if taken and room < 0:
             break
         taken.append(window_id)
+    return await _claimed(tx, {tenants[one_id] for one_id in taken}, taken, now)
+
+
+async def claim_these(
+    tx: Transaction, tenants: Collection[str], ids: Sequence[UUID], *, now: datetime
+) -> list[ClosingWindow]:
+    """The same for those of these windows that are still closing, however many items they have."""
+    found = await (await tx.raw.execute(_CLAIM_THESE, (list(tenants), list(ids)))).fetchall()
+    return await _claimed(tx, {row[0] for row in found}, [row[1] for row in found], now) if found else []
+
+
+async def _claimed(
+    tx: Transaction, tenants: Collection[str], taken: Sequence[UUID], now: datetime
+) -> list[ClosingWindow]:
     rows = await _item_rows(tx, taken)
     if expired := {row[0] for row in rows if row[-1] is not None and row[-1] <= now}:
         await tx.raw.execute(_EXPIRE, {"ids": list(expired), "now": now})
         rows = [row for row in rows if row[-1] is None or row[-1] > now]
-    return await _windows(tx, {tenants[one_id] for one_id in taken}, taken, rows)
+    return await _windows(tx, tenants, taken, rows)
 
 
 async def read_windows(tx: Transaction, tenants: Collection[str], ids: Sequence[UUID]) -> list[ClosingWindow]:
@@ -110,7 +130,7 @@ async def _windows(
     lines: defaultdict[UUID, list[Line]] = defaultdict(list)
     expiries: dict[UUID, datetime] = {}
     for window_id, one_id, kind, name, entity, group, occurred, payload, expires in items:
-        lines[window_id].append(Line(str(one_id), kind, name, entity, group, occurred.isoformat(), payload))
+        lines[window_id].append(Line(one_id, kind, name, entity, group, occurred.isoformat(), payload))
         if expires is not None:
             expiries[window_id] = expires
     rows = await (await tx.raw.execute(_READ, (list(tenants), list(ids)))).fetchall()

@@ -56,6 +56,7 @@ notification_type = Table(
     _text("payload_schema"),
     _id("schema_id", nullable=True),  # Of the schema's content; none: any payload.
     Column("retention", Interval, nullable=False),
+    Column("formatting_service", Text, nullable=False, server_default=text("''")),
 )
 
 subscriber = Table(
@@ -154,6 +155,8 @@ notification = Table(
     Column("sequence", BigInteger, nullable=False),
     _at("received_at"),
     Column("priority", SmallInteger, nullable=False, server_default=text("2")),  # catalog.Priority
+    # Made of it and not forgotten yet; null where nobody counted. See store_ledger.
+    Column("items", Integer),
     Index("notification_by_entity", "tenant", "entity", postgresql_where=text("entity <> ''")),
 )
 
@@ -197,6 +200,8 @@ digest_window = Table(
     _at("latest_at", nullable=True),
     Column("full_at", Integer),
     Column("placed", Integer, nullable=False, server_default=text("0")),
+    # Closing, but a process has set it aside until then, for a business service to answer; see store_formatting.
+    _at("asked_until", nullable=True),
     # Closing, but quiet hours hold until due_at.
     Column("is_held", Boolean, nullable=False, server_default=text("false")),
     Index(

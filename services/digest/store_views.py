@@ -1,4 +1,4 @@
-"""What Postgres tells about windows, digests, single items and the whole ledger. Reads only."""
+"""What Postgres tells about windows, digests and single items. Reads only; the ledger is store_ledger's."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,20 +7,19 @@ from typing import Any
 from uuid import UUID
 
 from libs.postgres import Transaction
-from services.digest.catalog import Channel, ItemState, WindowState
+from services.digest.catalog import Channel, ItemState, Priority, WindowKind, WindowState
+from services.digest.store_ledger import ledger as ledger
 from services.digest.views import (
     DeliveryView,
     DigestView,
     ItemView,
-    Ledger,
-    NotificationView,
-    OutcomeCount,
     WindowView,
     notifications_near,
 )
 
 _WINDOWS = """
-    SELECT w.tenant, w.id, w.subscriber, w.cadence, w.channel, w.state, w.opened_at, w.due_at, w.closed_at,
+    SELECT w.tenant, w.id, w.subscriber, w.cadence, w.channel, w.kind, w.priority, w.state, w.opened_at, w.due_at,
+        w.closed_at, w.batch, w.is_held, w.latest_at, w.full_at,
         (SELECT count(*) FROM item i WHERE i.window_id = w.id AND i.tenant = w.tenant AND i.state = 1)
     FROM digest_window w WHERE w.tenant = %(tenant)s"""
 
@@ -33,24 +32,6 @@ _ITEMS = """
         i.window_id, i.changed_at
     FROM item i JOIN notification n ON n.tenant = i.tenant AND n.id = i.notification_id
     WHERE i.tenant = %(tenant)s"""
-
-_UNACCOUNTED = """
-    SELECT
-        (SELECT count(*) FROM notification n WHERE n.tenant = %(tenant)s AND NOT EXISTS (
-            SELECT FROM item i WHERE i.tenant = n.tenant AND i.notification_id = n.id))
-        + (SELECT count(*) FROM item i WHERE i.tenant = %(tenant)s AND i.state = 1 AND NOT EXISTS (
-            SELECT FROM digest_window w WHERE w.tenant = i.tenant AND w.id = i.window_id AND w.state < 3))
-        + (SELECT count(*) FROM item i WHERE i.tenant = %(tenant)s AND i.state IN (2, 3) AND NOT EXISTS (
-            SELECT FROM digest d WHERE d.tenant = i.tenant AND d.id = i.window_id))"""
-
-_OUTCOMES = """
-    SELECT outcome, count(*), sum(item_count), sum(parts) FROM (
-        SELECT d.item_count, d.parts, CASE
-            WHEN d.parts = 0 OR bool_or(v.outcome NOT IN ('pending', 'sent')) THEN 'failed'
-            WHEN bool_or(v.outcome = 'pending') THEN 'pending' ELSE 'sent' END AS outcome
-        FROM digest d LEFT JOIN delivery v ON v.tenant = d.tenant AND v.digest_id = d.id
-        WHERE d.tenant = %(tenant)s GROUP BY d.tenant, d.id) AS each
-    GROUP BY outcome ORDER BY outcome"""
 
 
 async def list_windows(
@@ -83,10 +64,15 @@ async def list_windows(
     return [_window(row) for row in rows]
 
 
+async def get_windows(tx: Transaction, tenant: str, ids: Sequence[UUID]) -> list[WindowView]:
+    """Those of these windows that exist, in any order."""
+    cursor = await tx.raw.execute(f"{_WINDOWS} AND w.id = ANY (%(ids)s)", {"tenant": tenant, "ids": list(ids)})
+    return [_window(row) for row in await cursor.fetchall()]
+
+
 async def get_window(tx: Transaction, tenant: str, window_id: UUID) -> WindowView | None:
     """One window, or None."""
-    row = await (await tx.raw.execute(f"{_WINDOWS} AND w.id = %(id)s", {"tenant": tenant, "id": window_id})).fetchone()
-    return None if row is None else _window(row)
+    return next(iter(await get_windows(tx, tenant, [window_id])), None)
 
 
 async def list_digests(
@@ -117,10 +103,15 @@ async def list_digests(
     return await _with_deliveries(tx, tenant, rows)
 
 
+async def get_digests(tx: Transaction, tenant: str, ids: Sequence[UUID]) -> list[DigestView]:
+    """Those of these digests that exist, in any order."""
+    cursor = await tx.raw.execute(f"{_DIGESTS} AND d.id = ANY (%(ids)s)", {"tenant": tenant, "ids": list(ids)})
+    return await _with_deliveries(tx, tenant, await cursor.fetchall())
+
+
 async def get_digest(tx: Transaction, tenant: str, digest_id: UUID) -> DigestView | None:
     """One digest, or None."""
-    rows = await (await tx.raw.execute(f"{_DIGESTS} AND d.id = %(id)s", {"tenant": tenant, "id": digest_id})).fetchall()
-    return next(iter(await _with_deliveries(tx, tenant, rows)), None)
+    return next(iter(await get_digests(tx, tenant, [digest_id])), None)
 
 
 async def _with_deliveries(tx: Transaction, tenant: str, rows: Sequence[tuple[Any, ...]]) -> list[DigestView]:
@@ -158,11 +149,20 @@ async def items_of_window(tx: Transaction, tenant: str, window_id: UUID, *, limi
     return [_item(row) for row in rows]
 
 
-async def items_of_notification(tx: Transaction, tenant: str, notification_id: UUID, *, limit: int) -> list[ItemView]:
-    """What became of a notification, by subscriber and choice."""
-    query = f"{_ITEMS} AND n.id = %(id)s ORDER BY i.subscriber, i.choice LIMIT %(limit)s"
-    rows = await (await tx.raw.execute(query, {"tenant": tenant, "id": notification_id, "limit": limit})).fetchall()
-    return [_item(row) for row in rows]
+async def items_in(tx: Transaction, tenant: str, window_id: UUID) -> list[tuple[ItemState, str, int]]:
+    """How many items whose rows name the window are in which state, for which reason."""
+    cursor = await tx.raw.execute(
+        "SELECT state, reason, count(*) FROM item WHERE tenant = %s AND window_id = %s GROUP BY 1, 2 ORDER BY 1, 2",
+        (tenant, window_id),
+    )
+    return [(ItemState(state), reason, count) for state, reason, count in await cursor.fetchall()]
+
+
+async def items_of(tx: Transaction, tenant: str, notification_ids: Sequence[UUID], *, limit: int) -> list[ItemView]:
+    """What became of notifications, by their ids, subscriber and choice."""
+    query = f"{_ITEMS} AND n.id = ANY (%(ids)s) ORDER BY n.id, i.subscriber, i.choice LIMIT %(limit)s"
+    values = {"tenant": tenant, "ids": list(notification_ids), "limit": limit}
+    return [_item(row) for row in await (await tx.raw.execute(query, values)).fetchall()]
 
 
 async def items_near(tx: Transaction, tenant: str, item: UUID, *, limit: int) -> list[ItemView]:
@@ -171,46 +171,6 @@ async def items_near(tx: Transaction, tenant: str, item: UUID, *, limit: int) ->
     query = f"{_ITEMS} AND n.id BETWEEN %(low)s AND %(high)s LIMIT %(limit)s"
     values = {"tenant": tenant, "low": low, "high": high, "limit": limit}
     return [_item(row) for row in await (await tx.raw.execute(query, values)).fetchall()]
-
-
-async def get_notification(tx: Transaction, tenant: str, notification_id: UUID) -> NotificationView | None:
-    """One notification, or None."""
-    cursor = await tx.raw.execute(
-        "SELECT id, type, entity, occurred_at, received_at, cardinality(subscribers), topics FROM notification"
-        " WHERE tenant = %s AND id = %s",
-        (tenant, notification_id),
-    )
-    row = await cursor.fetchone()
-    if row is None:
-        return None
-    one_id, kind, entity, occurred_at, received_at, subscribers, topics = row
-    return NotificationView(
-        id=one_id,
-        type=kind,
-        entity=entity,
-        occurred_at=occurred_at,
-        received_at=received_at,
-        subscribers=subscribers,
-        topics=topics,
-    )
-
-
-async def ledger(tx: Transaction, tenant: str) -> Ledger:
-    """Add everything up (INV-6), in one snapshot; the transaction must not have read anything before."""
-    await tx.raw.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-    values = {"tenant": tenant}
-    counts = await tx.raw.execute(
-        "SELECT state, reason, count(*) FROM item WHERE tenant = %(tenant)s GROUP BY 1, 2 ORDER BY 1, 2",
-        values,
-    )
-    items = [(ItemState(state), reason, count) for state, reason, count in await counts.fetchall()]
-    outcomes = await (await tx.raw.execute(_OUTCOMES, values)).fetchall()
-    return Ledger(
-        notifications=await _number(tx, "SELECT count(*) FROM notification WHERE tenant = %(tenant)s", values),
-        items=items,
-        digests=[OutcomeCount(outcome=o, digests=d, items=i, deliveries=p) for o, d, i, p in outcomes],
-        unaccounted=await _number(tx, _UNACCOUNTED, values),
-    )
 
 
 async def backlog(tx: Transaction, *, now: datetime) -> tuple[int, int, timedelta]:
@@ -225,25 +185,26 @@ async def backlog(tx: Transaction, *, now: datetime) -> tuple[int, int, timedelt
     return is_open, closing, timedelta(0) if oldest is None else max(timedelta(0), now - oldest)
 
 
-async def _number(tx: Transaction, query: str, values: dict[str, str]) -> int:
-    row = await (await tx.raw.execute(query, values)).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
 def _window(row: tuple[Any, ...]) -> WindowView:
-    tenant, one_id, subscriber, cadence, channel, state, opened_at, due_at, closed_at, items = row
+    tenant, one_id, subscriber, cadence, channel, kind, priority, state, opened_at, due_at, closed_at, *rest = row
+    batch, is_held, latest_at, full_at, items = rest
     return WindowView(
         tenant=tenant,
         id=one_id,
         subscriber=subscriber,
         cadence=cadence,
         channel=Channel(channel),
+        kind=WindowKind(kind),
+        priority=Priority(priority),
         state=WindowState(state),
         opened_at=opened_at,
         due_at=due_at,
         closed_at=closed_at,
         items=items,
+        batch=batch,
+        is_held=is_held,
+        latest_at=latest_at,
+        full_at=full_at,
     )
 
 

@@ -17,7 +17,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2
 
 from libs.clock import Clock
-from libs.links.frames import Addressed, OutgoingFrame
+from libs.ids import id_of
+from libs.links.frames import Addressed, Encoded, OutgoingFrame
 from libs.links.receiver import Applied, IncomingFrame, PoisonFrame
 from libs.links.sender import Sender
 from libs.postgres import Transaction
@@ -39,6 +40,7 @@ from services.digest.commands import (
 )
 from services.digest.payload_schemas import PayloadSchemas
 from services.digest.rendering_jobs import Message
+from services.digest.stream_stencil import Stencil
 
 Place = tuple[UUID, int]
 """A frame's id and an entry's index in it."""
@@ -180,15 +182,21 @@ class Timers:
             return []
         sequence = await self._windows.next_sequence(tx)
         frames, _ = self._sender.pack(
-            Addressed(
-                receiver="scheduler",
-                partition=shard_of(timer.tenant, timer.entity, self._shards),
-                entry=_timer_entry(timer, sequence, now),
-            )
-            for timer in timers
+            self._addressed(timer, stencil)
+            for (tenant, due_at), group in _alike(timers).items()
+            for stencil in [Stencil.of(tenant, due_at, sequence=sequence, now=now)]
+            for timer in group
         )
         await self._sender.insert(tx, frames)
         return frames
+
+    def _addressed(self, timer: WindowTimer, stencil: Stencil) -> Encoded:
+        entity = timer.entity
+        return Encoded(
+            receiver="scheduler",
+            partition=shard_of(timer.tenant, entity, self._shards),
+            body=stencil.filled(timer.id.bytes, entity, timer.window_id.bytes),
+        )
 
     def publish(self, frames: Sequence[OutgoingFrame]) -> None:
         """After the commit."""
@@ -264,24 +272,25 @@ def _sort(work: _Work, place: Place, entry: link_pb2.Entry) -> None:
 
 def _notification(entry: link_pb2.Entry) -> Notification:
     told = entry.notification
+    content = told.content
     return Notification(
         tenant=entry.tenant,
-        id=UUID(bytes=told.id),
-        type=told.content.type,
+        id=id_of(told.id),
+        type=content.type,
         entity=told.entity,
-        group_key=told.content.group_key,
-        payload=told.content.payload,
-        subscribers=list(told.content.subscribers),
-        topics=list(told.content.topics),
+        group_key=content.group_key,
+        payload=content.payload,
+        subscribers=content.subscribers[:],
+        topics=content.topics[:],
         occurred_at=from_timestamp(told.occur_time),
         expires_at=from_timestamp(told.expire_time) if told.HasField("expire_time") else None,
-        timer_id=UUID(bytes=told.timer_id) if told.timer_id else None,
-        schedule_id=UUID(bytes=told.schedule_id) if told.schedule_id else None,
+        timer_id=id_of(told.timer_id) if told.timer_id else None,
+        schedule_id=id_of(told.schedule_id) if told.schedule_id else None,
         timer_type=told.timer_type,
         timeline=told.timeline,
         sequence=entry.sequence,
         # Unspecified is normal, and so is what only a newer sender knows.
-        priority=_PRIORITIES.get(told.content.priority, Priority.NORMAL),
+        priority=_PRIORITIES.get(content.priority, Priority.NORMAL),
     )
 
 
@@ -331,16 +340,12 @@ def _outcome(entry: link_pb2.Entry) -> Outcome:
 # To entries
 
 
-def _timer_entry(timer: WindowTimer, sequence: int, now: datetime) -> link_pb2.Entry:
-    due = to_timestamp(timer.due_at)
-    target = link_pb2.TimerTarget(close_window=link_pb2.CloseWindow(window_id=timer.window_id.bytes, due_time=due))
-    return link_pb2.Entry(
-        tenant=timer.tenant,
-        sequence=sequence,
-        schedule_timer=link_pb2.ScheduleTimer(
-            id=timer.id.bytes, entity=timer.entity, due_time=due, target=target, accept_time=to_timestamp(now)
-        ),
-    )
+def _alike(timers: Sequence[WindowTimer]) -> dict[tuple[str, datetime], list[WindowTimer]]:
+    """Timers by what their entries have in common."""
+    groups: defaultdict[tuple[str, datetime], list[WindowTimer]] = defaultdict(list)
+    for one in timers:
+        groups[one.tenant, one.due_at].append(one)
+    return groups
 
 
 def _delivery_entry(message: Message, sequence: int) -> link_pb2.Entry:

@@ -7,25 +7,35 @@ from typing import Final
 from uuid import UUID
 
 from libs.ids import derived_id
-from services.digest.catalog import Channel, ItemState, WindowState
+from services.digest.catalog import Channel, ItemState, Priority, WindowKind, WindowState
 
 _HALF: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowView:
-    """A window and how many items wait in it."""
+    """A window and how many items wait in it.
+
+    `is_held`: quiet hours hold it until `due_at`. Of rolling ones `latest_at` is when they close at the latest, and
+    `full_at` how many items make them full (None: any number).
+    """
 
     tenant: str
     id: UUID
     subscriber: str
     cadence: str
     channel: Channel
+    kind: WindowKind
+    priority: Priority
     state: WindowState
     opened_at: datetime
     due_at: datetime
     closed_at: datetime | None
     items: int
+    batch: str
+    is_held: bool
+    latest_at: datetime | None
+    full_at: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,15 +95,22 @@ class ItemView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotificationView:
-    """What was taken over."""
+    """What was taken over; `sequence`, `timer_type`, `timeline` and the ids are what cancels select by."""
 
     id: UUID
     type: str
     entity: str
+    payload: str
     occurred_at: datetime
     received_at: datetime
+    expires_at: datetime | None
     subscribers: int
     topics: Sequence[str]
+    sequence: int
+    timer_type: str
+    timeline: str
+    timer_id: UUID | None
+    schedule_id: UUID | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,13 +124,36 @@ class OutcomeCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """What is not where it must be; see store_ledger.
+
+    `kind`: item_missing, item_unexpected, notification_missing, window_missing, digest_missing or delivery_missing.
+    `ids` are examples, ten at most: of digests for deliveries, else of notifications.
+    """
+
+    kind: str
+    count: int
+    ids: Sequence[UUID]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Where everything is (INV-6): items by state and reason. `unaccounted` must be 0."""
+    """Where everything is (INV-6): items by state and reason, deliveries by outcome. There must be no gaps.
+
+    `longest_pending`: the hundred deliveries that have been pending longest.
+    """
 
     notifications: int
     items: Sequence[tuple[ItemState, str, int]]
     digests: Sequence[OutcomeCount]
-    unaccounted: int
+    deliveries: Sequence[tuple[str, int]]
+    longest_pending: Sequence[UUID]
+    gaps: Sequence[Gap]
+
+    @property
+    def unaccounted(self) -> int:
+        """How many items, notifications and deliveries are missing, or are there and should not be."""
+        return sum(gap.count for gap in self.gaps)
 
 
 def item_id(notification_id: UUID, subscriber: str, choice: str) -> UUID:

@@ -1,13 +1,14 @@
 """A window on its way out: what the store claims, and what the renderer decides about it. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from libs.ids import derived_id
 from services.digest.catalog import IMMEDIATE, Channel, ItemState, Priority, Subscriber, WindowKind
+from services.digest.formatting import Formatted, Order
 from services.digest.quiet import quiet_until
 from services.digest.rendering_jobs import Job, Line, Message, Rendered, Source
 from services.digest.templates import TemplateKey, chosen
@@ -15,7 +16,10 @@ from services.digest.templates import TemplateKey, chosen
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClosingWindow:
-    """A claimed window with the items that are still pending. `subscriber` is None when it has been deleted."""
+    """A claimed window with the items that are still pending. `subscriber` is None when it has been deleted.
+
+    `formatting_error` says why business services did not format what they should have.
+    """
 
     tenant: str
     id: UUID
@@ -30,6 +34,7 @@ class ClosingWindow:
     lines: Sequence[Line]
     expires_at: datetime | None = None
     priority: Priority = Priority.NORMAL
+    formatting_error: str = ""
 
     @property
     def is_alone(self) -> bool:
@@ -106,6 +111,33 @@ def job_of(window: ClosingWindow, templates: Mapping[TemplateKey, Source], *, no
     )
 
 
+def order_of(window: ClosingWindow, services: Mapping[str, str]) -> Order:
+    """What business services are to format, of a window whose subscriber exists; `services` by type."""
+    assert window.subscriber is not None
+    return Order(
+        tenant=window.tenant,
+        format=window.format,
+        style=window.style,
+        is_alone=window.is_alone,
+        zone=window.subscriber.zone,
+        locale=window.subscriber.locale,
+        lines=window.lines,
+        services=services,
+    )
+
+
+def with_format(window: ClosingWindow, formatted: Formatted) -> ClosingWindow:
+    """The window with what services wrote for the items that it still has."""
+    own = {line.notification_id: line.formatted for line in formatted.lines if line.formatted}
+    lines = [line._replace(formatted=own.get(line.notification_id)) for line in window.lines] if own else window.lines
+    return replace(window, lines=lines, formatting_error=formatted.error)
+
+
+def error_of(window: ClosingWindow, rendered: Rendered) -> str:
+    """Why others wrote than should have, or nobody could; empty when all is well."""
+    return "; ".join(filter(None, (window.formatting_error, rendered.error)))
+
+
 def closed_by(window: ClosingWindow, rendered: Rendered) -> Closed:
     """The verdict on a window that was rendered."""
     assert window.subscriber is not None
@@ -117,7 +149,7 @@ def closed_by(window: ClosingWindow, rendered: Rendered) -> Closed:
             state=ItemState.DEAD,
             reason="rendering_failed",
             address=address,
-            template_error=rendered.error,
+            template_error=error_of(window, rendered),
         )
     messages = [
         Message(
@@ -139,6 +171,6 @@ def closed_by(window: ClosingWindow, rendered: Rendered) -> Closed:
         state=ItemState.SENT_ALONE if window.is_alone else ItemState.DIGESTED,
         address=address,
         subject=rendered.parts[0].subject,
-        template_error=rendered.error,
+        template_error=error_of(window, rendered),
         messages=messages,
     )

@@ -38,20 +38,13 @@ def test_agrees_with_the_csv(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_two_replicas_of_every_service_give_the_same_numbers(tmp_path: Path) -> None:
-    """Shards divided, frames and deliveries shared: one day comes out exactly as computed."""
-    demo = _demo(tmp_path / "demo", "--days", "1", "--replicas", "2")
-    output, _ = demo.communicate(timeout=170)
-    assert demo.returncode == 0, output
-    report = json.loads((tmp_path / "demo" / "report.json").read_text())
-    assert (report["differences"], report["unaccounted"], report["resent"]) == ([], 0, 0)
+def test_two_replicas_of_every_service_one_of_each_killed_give_the_same_numbers(tmp_path: Path) -> None:
+    """Shards divided, frames and deliveries shared, while one replica after the other dies under calls and mails.
 
-
-@pytest.mark.timeout(180)
-def test_every_service_killed_once_gives_the_same_numbers(tmp_path: Path) -> None:
-    """One after the other, while calls, frames and mails are under way. `make chaos` does it at more length."""
+    `make chaos` does it to services that have only one.
+    """
     kills = [f"--kill={service}@{0.1 + number / 25}" for number, service in enumerate(SERVICES)]
-    demo = _demo(tmp_path / "demo", "--days", "1", *kills)
+    demo = _demo(tmp_path / "demo", "--days", "1", "--replicas", "2", *kills)
     output, _ = demo.communicate(timeout=170)
     assert demo.returncode == 0, output
     report = json.loads((tmp_path / "demo" / "report.json").read_text())

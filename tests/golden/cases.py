@@ -3,6 +3,7 @@
 import json
 from typing import Any, Final
 
+from services.digest.formatting_answers import fragment_of
 from services.digest.rendering_jobs import Job, Line
 
 
@@ -73,6 +74,21 @@ _HOSTILE: Final = _line(
     nested={"a": [1, 2, "<i>"]},
 )
 
+# What a business service wrote, some of which is not shown.
+_WRITTEN: Final = """\
+<h3 style="margin:0 0 4px;font-size:16px" class="foot">Boarding moves to 14:20</h3>
+<script>alert(1)</script><table style="position:fixed;border-collapse:collapse" onmouseover="alert(1)">
+<tr><td style="padding:2px 12px 2px 0;color:#667085">Gate</td><td><b>C4</b> &rarr; C17</td></tr>
+<tr><td style="padding:2px 12px 2px 0;color:#667085">Seat</td><td>12A</table>
+<p style="margin:8px 0 0"><a href="https://flights.example/ua1714" style="color:#175cd3">See your trip</a>
+<a href="javascript:alert(1)">or not</a></div></td></tr></table><!-- and everything after it"""
+_FORMATTED: Final = _DELAYS[0]._replace(
+    formatted={
+        "html": fragment_of("html", json.dumps(_WRITTEN).encode()) or "",
+        "text": fragment_of("text", json.dumps("Boarding moves to 14:20\n  Gate C4 -> C17").encode()) or "",
+    }
+)
+
 CASES: Final = {
     "digest": _job(*_DELAYS, *_CHANGES),
     "digest-full-german": _job(
@@ -87,5 +103,6 @@ CASES: Final = {
         cadence="immediate",
         cadence_name="",
     ),
+    "formatted": _job(_FORMATTED, _DELAYS[1]),
     "hostile": _job(_HOSTILE, is_alone=True, style="full", cadence="immediate", cadence_name=""),
 }

@@ -1,5 +1,6 @@
 """The digest service without its links: what comes in is applied by hand, what goes out is read from the outbox."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,15 +18,27 @@ from pydantic import SecretStr
 import services.digest
 from libs import migrations
 from libs.ids import new_id
+from libs.links.frames import decoded
 from libs.links.receiver import Applied, IncomingFrame
 from libs.links.sender import Sender
 from libs.postgres import Database
 from libs.rpc_context import Deadline, Principal, acting
 from libs.settings import LinkSettings, PostgresSettings
 from libs.wire import to_duration, to_timestamp
-from services.digest import store_catalog, store_expansion, store_rendering, store_views, store_windows
+from services.digest import (
+    store_catalog,
+    store_expansion,
+    store_formatting,
+    store_rendering,
+    store_stories,
+    store_subscribers,
+    store_views,
+    store_windows,
+)
 from services.digest.boundaries import Boundaries
 from services.digest.loops import Alarm, Closing
+from services.digest.loops_aside import Aside
+from services.digest.loops_formatting import Formatter
 from services.digest.loops_press import Press
 from services.digest.rpc import DigestRpc
 from services.digest.settings import DigestSettings
@@ -83,6 +96,8 @@ class Rig:
     closing: Closing
     rpc: DigestRpc
     boundaries: Boundaries
+    rung: asyncio.Event
+    """Set when the closing loops are woken."""
     sequence: int = 0
     tenant: str = "acme"
     sent_ids: list[UUID] = field(default_factory=list)
@@ -174,7 +189,7 @@ class Rig:
             cursor = await tx.raw.execute(
                 "SELECT payload FROM outbox WHERE receiver = %s ORDER BY frame_id", (receiver,)
             )
-            frames = [link_pb2.Frame.FromString(row[0]) for row in await cursor.fetchall()]
+            frames = [decoded(row[0]) for row in await cursor.fetchall()]
         return [entry for frame in frames for entry in frame.entries]
 
     async def deliveries(self) -> list[link_pb2.Delivery]:
@@ -296,11 +311,16 @@ async def replica(
     digest_settings = DigestSettings(**settings)
     timers = Timers(sender=sender, windows=store_windows, shards=SHARDS)
     press_of_it = Press(time_limit=digest_settings.render_timeout, memory_bytes=digest_settings.render_memory_bytes)
-    async with press_of_it as press:
+    formatter_of_it = Formatter(settings=digest_settings)
+    aside_of_it = Aside(
+        db=db, claims=store_rendering, store=store_formatting, formatter=formatter_of_it, ring=alarm.ring
+    )
+    async with press_of_it as press, formatter_of_it as formatter, aside_of_it as aside:
         yield Rig(
             db=db,
             clock=clock,
             boundaries=boundaries,
+            rung=alarm.event(),
             inlet=Inlet(
                 expansion=store_expansion,
                 windows=store_windows,
@@ -311,6 +331,7 @@ async def replica(
             ),
             closing=Closing(
                 db=db,
+                claims=aside,
                 store=store_rendering,
                 press=press,
                 post=Post(sender=sender, windows=store_windows),
@@ -322,12 +343,17 @@ async def replica(
             rpc=DigestRpc(
                 db=db,
                 catalog=store_catalog,
+                subscribers=store_subscribers,
+                formatting=store_formatting,
+                formatter=formatter,
                 moving=store_windows,
                 views=store_views,
+                stories=store_stories,
                 previews=store_rendering,
                 timers=timers,
                 press=press,
                 boundaries=boundaries,
                 clock=clock,
+                ring=alarm.ring,
             ),
         )

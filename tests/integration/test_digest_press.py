@@ -87,6 +87,19 @@ async def test_a_large_digest_is_rendered_part_by_part_in_little_memory() -> Non
     assert used < 60 << 20
 
 
+async def test_a_template_that_fails_in_a_late_part_leaves_nothing_behind() -> None:
+    """Every part is the built-in template's then, those that had come before the failure included."""
+    lines = [JOB.lines[0]._replace(entity=f"E{number}") for number in range(4_000)]
+    large = replace(JOB, format="html", lines=lines)
+    failing = replace(large, templates={"layout/html": Source("late", "", "{{ 1 // (digest.part - 3) }}")})
+    async with Press(time_limit=timedelta(seconds=30), memory_bytes=512 << 20) as one:
+        ours, fallen_back, after = await one.render([large, failing, JOB])
+    assert len(ours.parts) > 3
+    assert "ZeroDivisionError" in fallen_back.error
+    assert fallen_back.parts == ours.parts
+    assert len(after.parts) == 1
+
+
 def _peak_bytes(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) << 10  # type: ignore[union-attr]

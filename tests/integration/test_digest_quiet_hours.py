@@ -118,6 +118,18 @@ async def test_changed_hours_or_zone_count_at_once_for_what_is_held(rig: Rig, ch
     assert await rig.close() == 0
 
 
+async def test_who_closes_windows_is_woken_when_some_are_released(rig: Rig) -> None:
+    """What is no longer held leaves without waiting for the next look; nobody is woken for nothing."""
+    rig.rung.clear()
+    await rig.put_subscriber("ann", quiet_hours=quiet("12:00", "13:30"))
+    assert not rig.rung.is_set()
+    await rig.apply(rig.notification("ann"))
+    await rig.close()
+    rig.rung.clear()
+    await rig.put_subscriber("ann", quiet_hours=[])
+    assert rig.rung.is_set()
+
+
 async def test_longer_hours_hold_for_longer(rig: Rig) -> None:
     """The timer of the old end finds the new one and does nothing."""
     await rig.apply(rig.notification("ann"))

@@ -1,4 +1,7 @@
-"""Many histories of the scheduler, none of which may break an invariant. `make chaos` runs more of them."""
+"""Many histories of the scheduler, none of which may break an invariant.
+
+`make chaos` runs these and many more, so a few of them are enough here.
+"""
 
 import os
 import subprocess
@@ -22,7 +25,7 @@ def expect_no_violation(first: int) -> None:
             pytest.fail(explained(seed, violations), pytrace=False)
 
 
-@pytest.mark.parametrize("first", range(0, 150, CHUNK))
+@pytest.mark.parametrize("first", range(0, 100, CHUNK))
 def test_inv1_to_inv5_hold_in_every_history(first: int) -> None:
     """Crashes, pauses, lost and doubled frames, a wiped broker, Postgres away: see plan.py."""
     expect_no_violation(first)
@@ -46,7 +49,7 @@ def test_one_seed_is_one_history_whatever_the_hashes() -> None:
 
 def test_the_plans_hold_everything_that_can_be_planned() -> None:
     """Each kind of action comes up in the seeds that every run of the tests takes."""
-    kinds = {type(action).__name__ for seed in range(300) for action in draw_plan(Random(f"{seed} plan"))}
+    kinds = {type(action).__name__ for seed in range(200) for action in draw_plan(Random(f"{seed} plan"))}
     assert kinds == {
         *("Schedule", "Recur", "Start", "Facts", "Cancel", "Pause", "Resume", "Move", "Trigger", "Backfill"),
         *("Crash", "Leave", "Stop", "Slow", "Cut", "PostgresAway", "Wipe", "Noise", "StepClock"),

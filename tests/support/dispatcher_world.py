@@ -23,14 +23,16 @@ from libs.settings import LinkSettings, PostgresSettings
 from libs.wire import to_timestamp
 from local.servers import create_database, drop_database
 from services.dispatcher.app import policy_of, room_of
-from services.dispatcher.delivery import Channel, Letter, Result, Sent, State
+from services.dispatcher.delivery import Channel, Letter, Reason, Result, Sent, State
 from services.dispatcher.loops import SendingLoop
 from services.dispatcher.pipeline import Settlement
 from services.dispatcher.records import AttemptRecord, DeliveryRecord
-from services.dispatcher.settings import DispatchSettings
+from services.dispatcher.settings import DispatchSettings, TrafficSettings
+from services.dispatcher.store_dead_letters import DeadLetterStore
 from services.dispatcher.store_deliveries import DeliveryStore
 from services.dispatcher.store_queue import QueueStore
 from services.dispatcher.stream import Outcomes, Stream
+from services.dispatcher.traffic import Traffic
 
 NOON = datetime(2013, 7, 4, 12, tzinfo=UTC)
 MIGRATIONS = Path(__file__).resolve().parents[2] / "services" / "dispatcher" / "migrations"
@@ -108,6 +110,8 @@ class WatchedOutcomes(Outcomes):
 class ScriptedChannel:
     """Answers with the next result, in the end always `Sent`; keeps what it was given."""
 
+    outages = frozenset({Reason.UNREACHABLE, Reason.SERVER_ERROR})
+
     def __init__(self, *results: Result) -> None:
         self.results = list(results)
         self.letters: list[Letter] = []
@@ -134,6 +138,7 @@ class Rig:
         self.clock = FixedClock()
         self.queue = QueueStore()
         self.deliveries = DeliveryStore()
+        self.dead_letters = DeadLetterStore()
         self.wakes: list[Callable[[], None]] = []
         self.stream = Stream(deliveries=self.deliveries, clock=self.clock, on_work=self.wake)
 
@@ -168,8 +173,9 @@ class Rig:
     def loop(
         self, outcomes: WatchedOutcomes, *, queue: QueueStore | None = None, replica: str = "one", **overrides: Any
     ) -> SendingLoop:
-        names = ("email", "webhook", "log")
+        names = ("email", "webhook", "apprise", "log")
         channels: dict[str, Channel] = {name: overrides.pop(name) for name in names if name in overrides}
+        traffic = Traffic(overrides.pop("traffic", None) or TrafficSettings())
         settings = DispatchSettings(**({"poll_interval": timedelta(milliseconds=20)} | overrides))
         return SendingLoop(
             db=self.db,
@@ -178,7 +184,8 @@ class Rig:
             outcomes=outcomes,
             channels=channels,
             policy=policy_of(settings, frozenset(channels)),
-            room=room_of(settings),
+            room=room_of(settings, apprise=16),
+            traffic=traffic,
             settings=settings,
             replica=replica,
             draw=lambda: 0.5,

@@ -186,6 +186,7 @@ def _intake_samples(mark: str) -> Iterator[tuple[str, str, Message]]:
         intake.SubmitRequestStreamRequest(batch=submit),
         record,
         intake.RecordResponseStreamRequest(batch=record),
+        intake.WithdrawRequestRequest(ids=[str(new_id())], cause=mark, wait_for=now),
         intake.PutItemProvidersRequest(items=[intake.ItemProviders(item=mark, providers=[f"{mark}-bob"])]),
         intake.GetRequestRequest(id=str(new_id())),
         intake.ListRequestsRequest(batch=mark, customer=f"{mark}-ann", item=mark),
@@ -222,7 +223,7 @@ def _dispatcher_samples(mark: str) -> Iterator[tuple[str, str, Message]]:
     for channel, address in (
         ("email", f"{mark}@example.com"),
         ("webhook", f"https://{mark}.example/"),
-        ("apprise", mark),
+        ("apprise", f"slack://{mark}"),
     ):
         suppression = dispatcher.Suppression(channel=channel, address=address, reason=mark)
         yield "dispatcher", "PutSuppression", dispatcher.PutSuppressionRequest(suppression=suppression)
@@ -232,6 +233,7 @@ def _dispatcher_samples(mark: str) -> Iterator[tuple[str, str, Message]]:
         dispatcher.ListDeliveriesRequest(subscriber=f"{mark}-ann", digest_id=str(new_id())),
         dispatcher.GetDeliveryRequest(id=str(new_id())),
         dispatcher.ListDeadLettersRequest(),
+        dispatcher.CountDeadLettersRequest(),
         dispatcher.RedriveRequest(delivery_ids=[str(new_id())], idempotency_key=mark),
         dispatcher.ExplainRequest(id=str(new_id())),
     ):

@@ -11,14 +11,15 @@
 | `private_nats`     | a NatsServer of its own, to be stopped, killed, restarted and wiped                          |
 """
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Protocol
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from nats.aio.client import Client
+from nats.js.errors import NotFoundError
 from psycopg import sql
 from pydantic import SecretStr
 
@@ -33,6 +34,7 @@ __all__ = [
     "OpenBus",
     "OpenDatabase",
     "bus",
+    "foreign_streams",
     "nats_server_url",
     "nats_url",
     "open_bus",
@@ -105,22 +107,42 @@ async def open_database(postgres_url: str) -> AsyncIterator[OpenDatabase]:
         yield open_it
 
 
+@pytest.fixture(scope="session")
+def foreign_streams() -> dict[str, frozenset[str]]:
+    """The streams that were there before the run, by the address of their server; filled by who first looks."""
+    return {}
+
+
 @pytest.fixture
-async def nats_url(nats_server_url: str) -> AsyncIterator[str]:
+async def nats_url(nats_server_url: str, foreign_streams: dict[str, frozenset[str]]) -> AsyncIterator[str]:
     """The run's NATS; streams made by the test are deleted after it."""
-    before = await _streams(nats_server_url)
-    yield nats_server_url
-    await _streams(nats_server_url, delete_except=before)
+    if nats_server_url not in foreign_streams:
+        foreign_streams[nats_server_url] = await streams_of(nats_server_url)
+    async with without_streams(nats_server_url, but=foreign_streams[nats_server_url]):
+        yield nats_server_url
 
 
-async def _streams(url: str, delete_except: set[str] | None = None) -> set[str]:
+@asynccontextmanager
+async def without_streams(url: str, *, but: Collection[str] = ()) -> AsyncIterator[None]:
+    """No streams but these, at the beginning and at the end.
+
+    At the beginning too: a request that was under way when a test ended may have made a stream after its end, and the
+    frames in it would come to the next test, whose database knows nothing of them.
+    """
+    await streams_of(url, delete_except=but)
+    yield
+    await streams_of(url, delete_except=but)
+
+
+async def streams_of(url: str, *, delete_except: Collection[str] | None = None) -> frozenset[str]:
+    """The names of all streams of a server; deletes them, but those excepted, where any exception is given."""
     client = Client()
     await client.connect(url)
     try:
         jetstream = client.jetstream()
-        names = {info.config.name or "" for info in await jetstream.streams_info()}
-        if delete_except is not None:
-            for name in names - delete_except:
+        names = frozenset(info.config.name or "" for info in await jetstream.streams_info())
+        for name in names.difference(names if delete_except is None else delete_except):
+            with suppress(NotFoundError):  # Somebody else was faster.
                 await jetstream.delete_stream(name)
         return names
     finally:

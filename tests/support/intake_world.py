@@ -157,7 +157,7 @@ async def intake_world(
         receiver = Receiver(
             db=db, bus=bus, service="intake", apply=service.apply, publish=sender.publish, settings=links
         )
-        loops = [sender.run(), receiver.run(), scheduler.sender.run(), digest.sender.run()]
+        loops = [sender.run(), receiver.run(), scheduler.sender.run(), digest.sender.run(), service.loops["measure"]()]
         if peers_run:
             loops += [one.receiver.run() for one in (scheduler, digest) if one.receiver is not None]
         for one in (sender, scheduler.sender):

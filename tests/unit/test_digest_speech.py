@@ -27,6 +27,22 @@ def test_numbers_are_grouped_as_the_locale_has_it(locale: str, amount: str, mone
     assert speech.currency("1234.5", "EUR") == money
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-07-09T12:15:59.999999+00:00",
+        "2026-07-09T12:15:59+02:00",
+        "1960-05-05T00:44:45+00:00",  # Monrovia's clocks went 44 minutes and 30 seconds after Greenwich.
+        "1900-01-01T00:00:20+00:00",
+    ],
+)
+@pytest.mark.parametrize("zone", ["Asia/Kathmandu", "Africa/Monrovia", "UTC"])
+def test_an_instant_reads_as_its_moment_does(text: str, zone: str) -> None:
+    """Remembered by the minute, which must not show."""
+    speech = Speech("en", zone)
+    assert speech.instant(text) == speech.moment(datetime.fromisoformat(text))
+
+
 @pytest.mark.parametrize("value", ["1e999999999", "soon", "", "NaN", "9" * 50, None, True, [1]])
 def test_what_is_no_number_anybody_reads_is_shown_as_it_is(value: Any) -> None:
     """Exponents that would fill the memory included."""

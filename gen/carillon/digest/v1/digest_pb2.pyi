@@ -172,6 +172,7 @@ class NotificationType(_message.Message):
     IS_MANDATORY_FIELD_NUMBER: _builtins.int
     PAYLOAD_SCHEMA_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
+    FORMATTING_SERVICE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """1-128 characters of [a-z0-9._/-], for example procurement/purchase-order-created."""
     name: _builtins.str
@@ -189,6 +190,15 @@ class NotificationType(_message.Message):
     #/$defs/…, and not in a circle; unfolded it has at most 1,000 subschemas and 50 patterns, which do without look-around.
     A notification whose payload does not fit is refused where digest takes it in: whoever waits for APPLIED hears
     INVALID_ARGUMENT, reason PAYLOAD_INVALID, with the path, and it is suppressed for each subscriber (payload_invalid).
+    """
+    formatting_service: _builtins.str
+    """The business service that formats its items, a name from CARILLON_DIGEST_FORMATTING_SERVICES. Empty: templates do,
+    as they do for each item that the service does not format in time, or not well. It is asked by HTTP POST with the
+    header `Accept: NotificationFormat/html; style=summary` (html, text or json; full or summary) and a JSON object
+    {tenant, locale, zone, items: [{notification_id, type, entity, group_key, occur_time, payload}]} of at most 50 items.
+    It answers 200 and {items: […]}, one for each, in order: text, or any JSON value for json, of at most 64 KiB; null
+    leaves that item to the template. HTML is a fragment in the flow of a table cell, and is cleaned: the README of
+    digest says what stays. The same is not asked again for five minutes. Subject, layout and headers are digest's.
     """
     @_builtins.property
     def retention(self) -> _duration_pb2.Duration:
@@ -209,10 +219,11 @@ class NotificationType(_message.Message):
         is_mandatory: _builtins.bool = ...,
         payload_schema: _builtins.str = ...,
         retention: _duration_pb2.Duration | None = ...,
+        formatting_service: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_cadence", b"default_cadence", "default_channel", b"default_channel", "description", b"description", "id", b"id", "is_mandatory", b"is_mandatory", "name", b"name", "payload_schema", b"payload_schema", "retention", b"retention"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_cadence", b"default_cadence", "default_channel", b"default_channel", "description", b"description", "formatting_service", b"formatting_service", "id", b"id", "is_mandatory", b"is_mandatory", "name", b"name", "payload_schema", b"payload_schema", "retention", b"retention"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1630,7 +1641,9 @@ class PreviewTemplateResponse(_message.Message):
     parts: _builtins.int
     """How many messages the samples would be."""
     template_error: _builtins.str
-    """Why the template fails (JSON that is none included): then what is here is the built-in one's, as it would be sent."""
+    """Why the template fails (JSON that is none included), or a business service did not format items around it: then what
+    is here is written by others, as it would be sent. A type's own template is tried whatever service formats the type.
+    """
     def __init__(
         self,
         *,
@@ -1733,11 +1746,14 @@ class PreviewDigestResponse(_message.Message):
     HTML_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ERROR_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     html: _builtins.str
     """HTML, empty where the format has none; and its text, or JSON."""
     text: _builtins.str
     item_count: _builtins.int
+    template_error: _builtins.str
+    """Why a template failed, or a business service did not format: then others wrote instead, as they would."""
     def __init__(
         self,
         *,
@@ -1745,10 +1761,11 @@ class PreviewDigestResponse(_message.Message):
         html: _builtins.str = ...,
         text: _builtins.str = ...,
         item_count: _builtins.int = ...,
+        template_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["html", b"html", "item_count", b"item_count", "subject", b"subject", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["html", b"html", "item_count", b"item_count", "subject", b"subject", "template_error", b"template_error", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1940,12 +1957,13 @@ class GetLedgerResponse(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     DIGESTS_FIELD_NUMBER: _builtins.int
     UNACCOUNTED_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    LONGEST_PENDING_DELIVERY_IDS_FIELD_NUMBER: _builtins.int
     notifications: _builtins.int
     """Notifications that digest has taken over."""
     unaccounted: _builtins.int
-    """Notifications without an item, pending items without a window that will close, and items in digests that do not exist.
-    Always 0.
-    """
+    """The sum of the gaps. Always 0."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemCount]:
         """One item per notification × subscriber × choice, by state and reason."""
@@ -1954,6 +1972,18 @@ class GetLedgerResponse(_message.Message):
     def digests(self) -> _containers.RepeatedCompositeFieldContainer[Global___DigestCount]:
         """What the items in digests and sent alone went out as, by outcome."""
 
+    @_builtins.property
+    def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gap]:
+        """What is not where it must be, by kind. Always empty."""
+
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryCount]:
+        """Deliveries by what the dispatcher said of them: pending (nothing yet), sent, dead, suppressed, held or expired."""
+
+    @_builtins.property
+    def longest_pending_delivery_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the pending deliveries the 100 that have been pending longest, as UUIDs: the dispatcher must know them."""
+
     def __init__(
         self,
         *,
@@ -1961,14 +1991,75 @@ class GetLedgerResponse(_message.Message):
         items: _abc.Iterable[Global___ItemCount] | None = ...,
         digests: _abc.Iterable[Global___DigestCount] | None = ...,
         unaccounted: _builtins.int = ...,
+        gaps: _abc.Iterable[Global___Gap] | None = ...,
+        deliveries: _abc.Iterable[Global___DeliveryCount] | None = ...,
+        longest_pending_delivery_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "items", b"items", "notifications", b"notifications", "unaccounted", b"unaccounted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "digests", b"digests", "gaps", b"gaps", "items", b"items", "longest_pending_delivery_ids", b"longest_pending_delivery_ids", "notifications", b"notifications", "unaccounted", b"unaccounted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetLedgerResponse: _TypeAlias = GetLedgerResponse  # noqa: Y015
+
+@_typing.final
+class Gap(_message.Message):
+    """Something that is missing, or is there and should not be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """item_missing (a notification has fewer items than were made of it), item_unexpected (more), notification_missing (of
+    an item), window_missing (a pending item has none that will close), digest_missing (an item went out in one that does
+    not exist), delivery_missing (a digest has not as many deliveries as parts).
+    """
+    count: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Examples, at most 10: ids of digests for delivery_missing, of notifications for all others."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        count: _builtins.int = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "ids", b"ids", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gap: _TypeAlias = Gap  # noqa: Y015
+
+@_typing.final
+class DeliveryCount(_message.Message):
+    """How many deliveries have one outcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    outcome: _builtins.str
+    deliveries: _builtins.int
+    def __init__(
+        self,
+        *,
+        outcome: _builtins.str = ...,
+        deliveries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliveryCount: _TypeAlias = DeliveryCount  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):
@@ -1976,7 +2067,9 @@ class ExplainRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """1-256 characters; of anything but a UUID digest knows nothing."""
+    """The id of a notification, an item, a window or a digest, a subscriber's, or an entity; 1-256 characters. What is
+    several of these is explained as each of them.
+    """
     def __init__(
         self,
         *,
@@ -1997,7 +2090,9 @@ class ExplainResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_explain_pb2.Entry]:
-        """Ascending by time, at most 1,000."""
+        """Ascending by time, at most 1,000; of a notification 300 items, of an entity its newest 100 notifications, of a
+        subscriber 200 choices, 100 windows that wait, and the last 20 digests.
+        """
 
     def __init__(
         self,

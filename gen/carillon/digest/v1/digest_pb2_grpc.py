@@ -367,7 +367,8 @@ class DigestServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """What digest knows of an id (notification, window, digest, subscriber's item). Read only. Empty when it knows nothing.
+        """What digest knows of a notification, item, window, digest, subscriber or entity: what happened, why, and what will, in
+        words for people. Read only. Empty when it knows nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

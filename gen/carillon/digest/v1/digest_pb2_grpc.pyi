@@ -93,7 +93,9 @@ class DigestServiceStub:
     is for audits, not for dashboards.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_digest_pb2.ExplainRequest, _digest_pb2.ExplainResponse]
-    """What digest knows of an id (notification, window, digest, subscriber's item). Read only. Empty when it knows nothing."""
+    """What digest knows of a notification, item, window, digest, subscriber or entity: what happened, why, and what will, in
+    words for people. Read only. Empty when it knows nothing.
+    """
 
 @_typing.type_check_only
 class DigestServiceAsyncStub(DigestServiceStub):
@@ -160,7 +162,9 @@ class DigestServiceAsyncStub(DigestServiceStub):
     is for audits, not for dashboards.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_digest_pb2.ExplainRequest, _digest_pb2.ExplainResponse]  # type: ignore[assignment]
-    """What digest knows of an id (notification, window, digest, subscriber's item). Read only. Empty when it knows nothing."""
+    """What digest knows of a notification, item, window, digest, subscriber or entity: what happened, why, and what will, in
+    words for people. Read only. Empty when it knows nothing.
+    """
 
 class DigestServiceServicer(metaclass=_abc_1.ABCMeta):
     """Owns catalog, subscribers, subscriptions, cadences, templates, windows and digests. Common to all calls:
@@ -386,6 +390,8 @@ class DigestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _digest_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_digest_pb2.ExplainResponse, _abc.Awaitable[_digest_pb2.ExplainResponse]]:
-        """What digest knows of an id (notification, window, digest, subscriber's item). Read only. Empty when it knows nothing."""
+        """What digest knows of a notification, item, window, digest, subscriber or entity: what happened, why, and what will, in
+        words for people. Read only. Empty when it knows nothing.
+        """
 
 def add_DigestServiceServicer_to_server(servicer: DigestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -52,6 +52,11 @@ class DispatcherServiceStub:
                 request_serializer=carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListDeadLettersRequest.SerializeToString,
                 response_deserializer=carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListDeadLettersResponse.FromString,
                 _registered_method=True)
+        self.CountDeadLetters = channel.unary_unary(
+                '/carillon.dispatcher.v1.DispatcherService/CountDeadLetters',
+                request_serializer=carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CountDeadLettersRequest.SerializeToString,
+                response_deserializer=carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CountDeadLettersResponse.FromString,
+                _registered_method=True)
         self.Redrive = channel.unary_unary(
                 '/carillon.dispatcher.v1.DispatcherService/Redrive',
                 request_serializer=carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.RedriveRequest.SerializeToString,
@@ -106,10 +111,17 @@ class DispatcherServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountDeadLetters(self, request, context):
+        """How many there are, by channel, state and reason. Read only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Redrive(self, request, context):
-        """Sends dead or held deliveries again: all of them, or none. Idempotent by key, which must be given (1-128 characters,
-        kept 7 days; same key and other content: ALREADY_EXISTS). NOT_FOUND and FAILED_PRECONDITION name the first deliveries
-        that do not exist, or are neither dead nor held.
+        """Sends dead or held deliveries again: those named, all of them or none; or those of a filter, as many as asked for.
+        Idempotent by key, which must be given (1-128 characters, kept 7 days; same key and other content: ALREADY_EXISTS).
+        NOT_FOUND and FAILED_PRECONDITION name the first of the named that do not exist, or are neither dead nor held.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,6 +172,11 @@ def add_DispatcherServiceServicer_to_server(servicer, server):
                     servicer.ListDeadLetters,
                     request_deserializer=carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListDeadLettersRequest.FromString,
                     response_serializer=carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'CountDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountDeadLetters,
+                    request_deserializer=carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CountDeadLettersRequest.FromString,
+                    response_serializer=carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CountDeadLettersResponse.SerializeToString,
             ),
             'Redrive': grpc.unary_unary_rpc_method_handler(
                     servicer.Redrive,
@@ -271,6 +288,33 @@ class DispatcherService:
             '/carillon.dispatcher.v1.DispatcherService/ListDeadLetters',
             carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListDeadLettersRequest.SerializeToString,
             carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carillon.dispatcher.v1.DispatcherService/CountDeadLetters',
+            carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CountDeadLettersRequest.SerializeToString,
+            carillon_dot_dispatcher_dot_v1_dot_dispatcher__pb2.CountDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,10 +42,12 @@ class DispatcherServiceStub:
     """One delivery with its attempts. Read only. NOT_FOUND."""
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ListDeadLettersRequest, _dispatcher_pb2.ListDeadLettersResponse]
     """Deliveries that were given up or are held. Read only."""
+    CountDeadLetters: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.CountDeadLettersRequest, _dispatcher_pb2.CountDeadLettersResponse]
+    """How many there are, by channel, state and reason. Read only."""
     Redrive: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.RedriveRequest, _dispatcher_pb2.RedriveResponse]
-    """Sends dead or held deliveries again: all of them, or none. Idempotent by key, which must be given (1-128 characters,
-    kept 7 days; same key and other content: ALREADY_EXISTS). NOT_FOUND and FAILED_PRECONDITION name the first deliveries
-    that do not exist, or are neither dead nor held.
+    """Sends dead or held deliveries again: those named, all of them or none; or those of a filter, as many as asked for.
+    Idempotent by key, which must be given (1-128 characters, kept 7 days; same key and other content: ALREADY_EXISTS).
+    NOT_FOUND and FAILED_PRECONDITION name the first of the named that do not exist, or are neither dead nor held.
     """
     PutSuppression: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.PutSuppressionRequest, _dispatcher_pb2.PutSuppressionResponse]
     """Never sends to an address again. Idempotent by nature."""
@@ -70,10 +72,12 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
     """One delivery with its attempts. Read only. NOT_FOUND."""
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ListDeadLettersRequest, _dispatcher_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Deliveries that were given up or are held. Read only."""
+    CountDeadLetters: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.CountDeadLettersRequest, _dispatcher_pb2.CountDeadLettersResponse]  # type: ignore[assignment]
+    """How many there are, by channel, state and reason. Read only."""
     Redrive: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.RedriveRequest, _dispatcher_pb2.RedriveResponse]  # type: ignore[assignment]
-    """Sends dead or held deliveries again: all of them, or none. Idempotent by key, which must be given (1-128 characters,
-    kept 7 days; same key and other content: ALREADY_EXISTS). NOT_FOUND and FAILED_PRECONDITION name the first deliveries
-    that do not exist, or are neither dead nor held.
+    """Sends dead or held deliveries again: those named, all of them or none; or those of a filter, as many as asked for.
+    Idempotent by key, which must be given (1-128 characters, kept 7 days; same key and other content: ALREADY_EXISTS).
+    NOT_FOUND and FAILED_PRECONDITION name the first of the named that do not exist, or are neither dead nor held.
     """
     PutSuppression: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.PutSuppressionRequest, _dispatcher_pb2.PutSuppressionResponse]  # type: ignore[assignment]
     """Never sends to an address again. Idempotent by nature."""
@@ -115,14 +119,22 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deliveries that were given up or are held. Read only."""
 
     @_abc_1.abstractmethod
+    def CountDeadLetters(
+        self,
+        request: _dispatcher_pb2.CountDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatcher_pb2.CountDeadLettersResponse, _abc.Awaitable[_dispatcher_pb2.CountDeadLettersResponse]]:
+        """How many there are, by channel, state and reason. Read only."""
+
+    @_abc_1.abstractmethod
     def Redrive(
         self,
         request: _dispatcher_pb2.RedriveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dispatcher_pb2.RedriveResponse, _abc.Awaitable[_dispatcher_pb2.RedriveResponse]]:
-        """Sends dead or held deliveries again: all of them, or none. Idempotent by key, which must be given (1-128 characters,
-        kept 7 days; same key and other content: ALREADY_EXISTS). NOT_FOUND and FAILED_PRECONDITION name the first deliveries
-        that do not exist, or are neither dead nor held.
+        """Sends dead or held deliveries again: those named, all of them or none; or those of a filter, as many as asked for.
+        Idempotent by key, which must be given (1-128 characters, kept 7 days; same key and other content: ALREADY_EXISTS).
+        NOT_FOUND and FAILED_PRECONDITION name the first of the named that do not exist, or are neither dead nor held.
         """
 
     @_abc_1.abstractmethod

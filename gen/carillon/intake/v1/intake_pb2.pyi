@@ -63,10 +63,10 @@ class _RequestStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RequestS
     REQUEST_STATE_EXPIRED: _RequestState.ValueType  # 4
     """The answer-by date has passed without any; the summary has gone out."""
     REQUEST_STATE_WITHDRAWN: _RequestState.ValueType  # 5
-    """Taken back by the customer."""
+    """Taken back by the customer, before the summary went out."""
 
 class RequestState(_RequestState, metaclass=_RequestStateEnumTypeWrapper):
-    """Where a request is in its life."""
+    """Where a request is in its life: open, then answered, then closed; expired where nobody answered; or withdrawn."""
 
 REQUEST_STATE_UNSPECIFIED: RequestState.ValueType  # 0
 REQUEST_STATE_OPEN: RequestState.ValueType  # 1
@@ -78,7 +78,7 @@ REQUEST_STATE_CLOSED: RequestState.ValueType  # 3
 REQUEST_STATE_EXPIRED: RequestState.ValueType  # 4
 """The answer-by date has passed without any; the summary has gone out."""
 REQUEST_STATE_WITHDRAWN: RequestState.ValueType  # 5
-"""Taken back by the customer."""
+"""Taken back by the customer, before the summary went out."""
 Global___RequestState: _TypeAlias = RequestState  # noqa: Y015
 
 @_typing.final
@@ -1372,6 +1372,105 @@ class RecordResponseStreamResponse(_message.Message):
 Global___RecordResponseStreamResponse: _TypeAlias = RecordResponseStreamResponse  # noqa: Y015
 
 @_typing.final
+class WithdrawRequestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
+    cause: _builtins.str
+    """Kept with the requests and with what was cancelled, at most 512 characters."""
+    idempotency_key: _builtins.str
+    wait_for: Global___WaitFor.ValueType
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The requests' ids, 1 to 1,000 UUIDs; one given twice counts once."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        cause: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        wait_for: Global___WaitFor.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "idempotency_key", b"idempotency_key", "ids", b"ids", "wait_for", b"wait_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawRequestRequest: _TypeAlias = WithdrawRequestRequest  # noqa: Y015
+
+@_typing.final
+class WithdrawRequestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    ALREADY_LEFT_FIELD_NUMBER: _builtins.int
+    IS_APPLIED_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    """Requests that this call withdrew; those withdrawn before are not counted."""
+    items: _builtins.int
+    """Items taken out of open digests. 0 while is_applied is false."""
+    already_left: _builtins.int
+    """Notifications about these requests that had already left, in a digest or alone. 0 while is_applied is false."""
+    is_applied: _builtins.bool
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemResult]:
+        """One per id given, in order; id is the request's."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ItemResult] | None = ...,
+        requests: _builtins.int = ...,
+        items: _builtins.int = ...,
+        already_left: _builtins.int = ...,
+        is_applied: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_left", b"already_left", "is_applied", b"is_applied", "items", b"items", "requests", b"requests", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawRequestResponse: _TypeAlias = WithdrawRequestResponse  # noqa: Y015
+
+@_typing.final
+class RequestChange(_message.Message):
+    """One step of a request's life."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    state: Global___RequestState.ValueType
+    """What it became."""
+    cause: _builtins.str
+    """Why, where the caller said so: withdrawals only."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        state: Global___RequestState.ValueType = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "state", b"state", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestChange: _TypeAlias = RequestChange  # noqa: Y015
+
+@_typing.final
 class LoggedResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1412,6 +1511,7 @@ class LoggedRequest(_message.Message):
     ANSWER_BY_TIME_FIELD_NUMBER: _builtins.int
     RESPONSES_FIELD_NUMBER: _builtins.int
     CLOSE_TIME_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     state: Global___RequestState.ValueType
     @_builtins.property
@@ -1426,7 +1526,11 @@ class LoggedRequest(_message.Message):
 
     @_builtins.property
     def close_time(self) -> _timestamp_pb2.Timestamp:
-        """When the summary went out; absent before."""
+        """When it ended: the summary went out, or it was withdrawn. Absent before."""
+
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestChange]:
+        """How it came to its state, in order of time: open first."""
 
     def __init__(
         self,
@@ -1438,10 +1542,11 @@ class LoggedRequest(_message.Message):
         answer_by_time: _timestamp_pb2.Timestamp | None = ...,
         responses: _abc.Iterable[Global___LoggedResponse] | None = ...,
         close_time: _timestamp_pb2.Timestamp | None = ...,
+        history: _abc.Iterable[Global___RequestChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer_by_time", b"answer_by_time", "close_time", b"close_time", "request", b"request", "submit_time", b"submit_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_by_time", b"answer_by_time", "close_time", b"close_time", "id", b"id", "request", b"request", "responses", b"responses", "state", b"state", "submit_time", b"submit_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_by_time", b"answer_by_time", "close_time", b"close_time", "history", b"history", "id", b"id", "request", b"request", "responses", b"responses", "state", b"state", "submit_time", b"submit_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

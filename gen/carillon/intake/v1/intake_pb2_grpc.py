@@ -32,7 +32,8 @@ class IntakeServiceStub:
     Idempotency: `idempotency_key` (1-128 characters, kept 7 days) makes a call repeatable: same key and content, same
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
-    RESOURCE_EXHAUSTED (a limit or backlog is full; RetryInfo says when to come back), UNAVAILABLE (nothing stored; retry with
+    RESOURCE_EXHAUSTED (the tenant's rate, its backlog or a link's is full; nothing stored; RetryInfo says when to come back;
+    streams are held back by the rate instead), UNAVAILABLE (nothing stored; retry with
     the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
     valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
     A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
@@ -125,6 +126,11 @@ class IntakeServiceStub:
                 request_serializer=carillon_dot_intake_dot_v1_dot_intake__pb2.RecordResponseStreamRequest.SerializeToString,
                 response_deserializer=carillon_dot_intake_dot_v1_dot_intake__pb2.RecordResponseStreamResponse.FromString,
                 _registered_method=True)
+        self.WithdrawRequest = channel.unary_unary(
+                '/carillon.intake.v1.IntakeService/WithdrawRequest',
+                request_serializer=carillon_dot_intake_dot_v1_dot_intake__pb2.WithdrawRequestRequest.SerializeToString,
+                response_deserializer=carillon_dot_intake_dot_v1_dot_intake__pb2.WithdrawRequestResponse.FromString,
+                _registered_method=True)
         self.GetRequest = channel.unary_unary(
                 '/carillon.intake.v1.IntakeService/GetRequest',
                 request_serializer=carillon_dot_intake_dot_v1_dot_intake__pb2.GetRequestRequest.SerializeToString,
@@ -164,7 +170,8 @@ class IntakeServiceServicer:
     Idempotency: `idempotency_key` (1-128 characters, kept 7 days) makes a call repeatable: same key and content, same
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
-    RESOURCE_EXHAUSTED (a limit or backlog is full; RetryInfo says when to come back), UNAVAILABLE (nothing stored; retry with
+    RESOURCE_EXHAUSTED (the tenant's rate, its backlog or a link's is full; nothing stored; RetryInfo says when to come back;
+    streams are held back by the rate instead), UNAVAILABLE (nothing stored; retry with
     the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
     valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
     A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
@@ -280,7 +287,9 @@ class IntakeServiceServicer:
 
     def RecordResponse(self, request, context):
         """Logs providers' answers: 1 to 1,000. The customer hears with the batch's next email. NOT_FOUND per unknown request,
-        PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that is over, or has 1,000 answers.
+        PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that has 1,000 answers, or is over.
+        Late answers are refused and not logged: from the answer-by date on (REQUEST_OVER), whether or not the summary has gone
+        out, and from the withdrawal on (REQUEST_WITHDRAWN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -288,6 +297,15 @@ class IntakeServiceServicer:
 
     def RecordResponseStream(self, request_iterator, context):
         """RecordResponse in bulk; as NotifyStream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WithdrawRequest(self, request, context):
+        """Takes requests back: 1 to 1,000. What has not left is cancelled: what waits for its providers and for the customer, and
+        the answer-by date with its summary; what has left is counted. Idempotent by nature: withdrawing again changes nothing.
+        NOT_FOUND per unknown request, FAILED_PRECONDITION per request whose summary has gone out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -424,6 +442,11 @@ def add_IntakeServiceServicer_to_server(servicer, server):
                     request_deserializer=carillon_dot_intake_dot_v1_dot_intake__pb2.RecordResponseStreamRequest.FromString,
                     response_serializer=carillon_dot_intake_dot_v1_dot_intake__pb2.RecordResponseStreamResponse.SerializeToString,
             ),
+            'WithdrawRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawRequest,
+                    request_deserializer=carillon_dot_intake_dot_v1_dot_intake__pb2.WithdrawRequestRequest.FromString,
+                    response_serializer=carillon_dot_intake_dot_v1_dot_intake__pb2.WithdrawRequestResponse.SerializeToString,
+            ),
             'GetRequest': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRequest,
                     request_deserializer=carillon_dot_intake_dot_v1_dot_intake__pb2.GetRequestRequest.FromString,
@@ -469,7 +492,8 @@ class IntakeService:
     Idempotency: `idempotency_key` (1-128 characters, kept 7 days) makes a call repeatable: same key and content, same
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
-    RESOURCE_EXHAUSTED (a limit or backlog is full; RetryInfo says when to come back), UNAVAILABLE (nothing stored; retry with
+    RESOURCE_EXHAUSTED (the tenant's rate, its backlog or a link's is full; nothing stored; RetryInfo says when to come back;
+    streams are held back by the rate instead), UNAVAILABLE (nothing stored; retry with
     the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
     valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
     A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
@@ -898,6 +922,33 @@ class IntakeService:
             '/carillon.intake.v1.IntakeService/RecordResponseStream',
             carillon_dot_intake_dot_v1_dot_intake__pb2.RecordResponseStreamRequest.SerializeToString,
             carillon_dot_intake_dot_v1_dot_intake__pb2.RecordResponseStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WithdrawRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carillon.intake.v1.IntakeService/WithdrawRequest',
+            carillon_dot_intake_dot_v1_dot_intake__pb2.WithdrawRequestRequest.SerializeToString,
+            carillon_dot_intake_dot_v1_dot_intake__pb2.WithdrawRequestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,7 +33,8 @@ class IntakeServiceStub:
     Idempotency: `idempotency_key` (1-128 characters, kept 7 days) makes a call repeatable: same key and content, same
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
-    RESOURCE_EXHAUSTED (a limit or backlog is full; RetryInfo says when to come back), UNAVAILABLE (nothing stored; retry with
+    RESOURCE_EXHAUSTED (the tenant's rate, its backlog or a link's is full; nothing stored; RetryInfo says when to come back;
+    streams are held back by the rate instead), UNAVAILABLE (nothing stored; retry with
     the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
     valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
     A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
@@ -92,10 +93,17 @@ class IntakeServiceStub:
     """SubmitRequest in bulk; as NotifyStream."""
     RecordResponse: _grpc.UnaryUnaryMultiCallable[_intake_pb2.RecordResponseRequest, _intake_pb2.RecordResponseResponse]
     """Logs providers' answers: 1 to 1,000. The customer hears with the batch's next email. NOT_FOUND per unknown request,
-    PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that is over, or has 1,000 answers.
+    PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that has 1,000 answers, or is over.
+    Late answers are refused and not logged: from the answer-by date on (REQUEST_OVER), whether or not the summary has gone
+    out, and from the withdrawal on (REQUEST_WITHDRAWN).
     """
     RecordResponseStream: _grpc.StreamStreamMultiCallable[_intake_pb2.RecordResponseStreamRequest, _intake_pb2.RecordResponseStreamResponse]
     """RecordResponse in bulk; as NotifyStream."""
+    WithdrawRequest: _grpc.UnaryUnaryMultiCallable[_intake_pb2.WithdrawRequestRequest, _intake_pb2.WithdrawRequestResponse]
+    """Takes requests back: 1 to 1,000. What has not left is cancelled: what waits for its providers and for the customer, and
+    the answer-by date with its summary; what has left is counted. Idempotent by nature: withdrawing again changes nothing.
+    NOT_FOUND per unknown request, FAILED_PRECONDITION per request whose summary has gone out.
+    """
     GetRequest: _grpc.UnaryUnaryMultiCallable[_intake_pb2.GetRequestRequest, _intake_pb2.GetRequestResponse]
     """One request with its answers and history. Read only. NOT_FOUND."""
     ListRequests: _grpc.UnaryUnaryMultiCallable[_intake_pb2.ListRequestsRequest, _intake_pb2.ListRequestsResponse]
@@ -127,7 +135,8 @@ class IntakeServiceAsyncStub(IntakeServiceStub):
     Idempotency: `idempotency_key` (1-128 characters, kept 7 days) makes a call repeatable: same key and content, same
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
-    RESOURCE_EXHAUSTED (a limit or backlog is full; RetryInfo says when to come back), UNAVAILABLE (nothing stored; retry with
+    RESOURCE_EXHAUSTED (the tenant's rate, its backlog or a link's is full; nothing stored; RetryInfo says when to come back;
+    streams are held back by the rate instead), UNAVAILABLE (nothing stored; retry with
     the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
     valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
     A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
@@ -183,10 +192,17 @@ class IntakeServiceAsyncStub(IntakeServiceStub):
     """SubmitRequest in bulk; as NotifyStream."""
     RecordResponse: _aio.UnaryUnaryMultiCallable[_intake_pb2.RecordResponseRequest, _intake_pb2.RecordResponseResponse]  # type: ignore[assignment]
     """Logs providers' answers: 1 to 1,000. The customer hears with the batch's next email. NOT_FOUND per unknown request,
-    PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that is over, or has 1,000 answers.
+    PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that has 1,000 answers, or is over.
+    Late answers are refused and not logged: from the answer-by date on (REQUEST_OVER), whether or not the summary has gone
+    out, and from the withdrawal on (REQUEST_WITHDRAWN).
     """
     RecordResponseStream: _aio.StreamStreamMultiCallable[_intake_pb2.RecordResponseStreamRequest, _intake_pb2.RecordResponseStreamResponse]  # type: ignore[assignment]
     """RecordResponse in bulk; as NotifyStream."""
+    WithdrawRequest: _aio.UnaryUnaryMultiCallable[_intake_pb2.WithdrawRequestRequest, _intake_pb2.WithdrawRequestResponse]  # type: ignore[assignment]
+    """Takes requests back: 1 to 1,000. What has not left is cancelled: what waits for its providers and for the customer, and
+    the answer-by date with its summary; what has left is counted. Idempotent by nature: withdrawing again changes nothing.
+    NOT_FOUND per unknown request, FAILED_PRECONDITION per request whose summary has gone out.
+    """
     GetRequest: _aio.UnaryUnaryMultiCallable[_intake_pb2.GetRequestRequest, _intake_pb2.GetRequestResponse]  # type: ignore[assignment]
     """One request with its answers and history. Read only. NOT_FOUND."""
     ListRequests: _aio.UnaryUnaryMultiCallable[_intake_pb2.ListRequestsRequest, _intake_pb2.ListRequestsResponse]  # type: ignore[assignment]
@@ -217,7 +233,8 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
     Idempotency: `idempotency_key` (1-128 characters, kept 7 days) makes a call repeatable: same key and content, same
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
-    RESOURCE_EXHAUSTED (a limit or backlog is full; RetryInfo says when to come back), UNAVAILABLE (nothing stored; retry with
+    RESOURCE_EXHAUSTED (the tenant's rate, its backlog or a link's is full; nothing stored; RetryInfo says when to come back;
+    streams are held back by the rate instead), UNAVAILABLE (nothing stored; retry with
     the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
     valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
     A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
@@ -361,7 +378,9 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.RecordResponseResponse, _abc.Awaitable[_intake_pb2.RecordResponseResponse]]:
         """Logs providers' answers: 1 to 1,000. The customer hears with the batch's next email. NOT_FOUND per unknown request,
-        PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that is over, or has 1,000 answers.
+        PERMISSION_DENIED per provider that was not asked, FAILED_PRECONDITION per request that has 1,000 answers, or is over.
+        Late answers are refused and not logged: from the answer-by date on (REQUEST_OVER), whether or not the summary has gone
+        out, and from the withdrawal on (REQUEST_WITHDRAWN).
         """
 
     @_abc_1.abstractmethod
@@ -371,6 +390,17 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_intake_pb2.RecordResponseStreamResponse], _abc.AsyncIterator[_intake_pb2.RecordResponseStreamResponse]]:
         """RecordResponse in bulk; as NotifyStream."""
+
+    @_abc_1.abstractmethod
+    def WithdrawRequest(
+        self,
+        request: _intake_pb2.WithdrawRequestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_intake_pb2.WithdrawRequestResponse, _abc.Awaitable[_intake_pb2.WithdrawRequestResponse]]:
+        """Takes requests back: 1 to 1,000. What has not left is cancelled: what waits for its providers and for the customer, and
+        the answer-by date with its summary; what has left is counted. Idempotent by nature: withdrawing again changes nothing.
+        NOT_FOUND per unknown request, FAILED_PRECONDITION per request whose summary has gone out.
+        """
 
     @_abc_1.abstractmethod
     def GetRequest(

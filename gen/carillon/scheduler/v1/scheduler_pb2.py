@@ -27,7 +27,7 @@ from carillon.scheduler.v1 import timer_pb2 as carillon_dot_scheduler_dot_v1_dot
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%carillon/scheduler/v1/scheduler.proto\x12\x15\x63\x61rillon.scheduler.v1\x1a!carillon/explain/v1/explain.proto\x1a!carillon/scheduler/v1/timer.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1d\n\x0fGetTimerRequest\x12\n\n\x02id\x18\x01 \x01(\t\"q\n\x10GetTimerResponse\x12+\n\x05timer\x18\x01 \x01(\x0b\x32\x1c.carillon.scheduler.v1.Timer\x12\x30\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x1e.carillon.scheduler.v1.Attempt\"\xea\x01\n\x11ListTimersRequest\x12\x0e\n\x06\x65ntity\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x31\n\x06states\x18\x03 \x03(\x0e\x32!.carillon.scheduler.v1.TimerState\x12-\n\tfrom_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nuntil_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\r\x12\x12\n\npage_token\x18\x07 \x01(\t\"[\n\x12ListTimersResponse\x12,\n\x06timers\x18\x01 \x03(\x0b\x32\x1c.carillon.scheduler.v1.Timer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x91\x01\n\x19PreviewOccurrencesRequest\x12\x35\n\nrecurrence\x18\x01 \x01(\x0b\x32!.carillon.scheduler.v1.Recurrence\x12.\n\nafter_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"G\n\x1aPreviewOccurrencesResponse\x12)\n\x05times\x18\x01 \x03(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\x12PutTimelineRequest\x12\x31\n\x08timeline\x18\x01 \x01(\x0b\x32\x1f.carillon.scheduler.v1.Timeline\"H\n\x13PutTimelineResponse\x12\x31\n\x08timeline\x18\x01 \x01(\x0b\x32\x1f.carillon.scheduler.v1.Timeline\"K\n\x14ListTimelinesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x15ListTimelinesResponse\x12\x32\n\ttimelines\x18\x01 \x03(\x0b\x32\x1f.carillon.scheduler.v1.Timeline\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x13\n\x11ListShardsRequest\"B\n\x12ListShardsResponse\x12,\n\x06shards\x18\x01 \x03(\x0b\x32\x1c.carillon.scheduler.v1.Shard\"\xbe\x01\n\x05Shard\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x34\n\x10lease_until_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0ewatermark_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07pending\x18\x06 \x01(\x04\x12\x0b\n\x03\x64ue\x18\x07 \x01(\x04\"\x1c\n\x0e\x45xplainRequest\x12\n\n\x02id\x18\x01 \x01(\t\">\n\x0f\x45xplainResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.carillon.explain.v1.Entry2\xdc\x05\n\x10SchedulerService\x12[\n\x08GetTimer\x12&.carillon.scheduler.v1.GetTimerRequest\x1a\'.carillon.scheduler.v1.GetTimerResponse\x12\x61\n\nListTimers\x12(.carillon.scheduler.v1.ListTimersRequest\x1a).carillon.scheduler.v1.ListTimersResponse\x12y\n\x12PreviewOccurrences\x12\x30.carillon.scheduler.v1.PreviewOccurrencesRequest\x1a\x31.carillon.scheduler.v1.PreviewOccurrencesResponse\x12\x64\n\x0bPutTimeline\x12).carillon.scheduler.v1.PutTimelineRequest\x1a*.carillon.scheduler.v1.PutTimelineResponse\x12j\n\rListTimelines\x12+.carillon.scheduler.v1.ListTimelinesRequest\x1a,.carillon.scheduler.v1.ListTimelinesResponse\x12\x61\n\nListShards\x12(.carillon.scheduler.v1.ListShardsRequest\x1a).carillon.scheduler.v1.ListShardsResponse\x12X\n\x07\x45xplain\x12%.carillon.scheduler.v1.ExplainRequest\x1a&.carillon.scheduler.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%carillon/scheduler/v1/scheduler.proto\x12\x15\x63\x61rillon.scheduler.v1\x1a!carillon/explain/v1/explain.proto\x1a!carillon/scheduler/v1/timer.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1d\n\x0fGetTimerRequest\x12\n\n\x02id\x18\x01 \x01(\t\"q\n\x10GetTimerResponse\x12+\n\x05timer\x18\x01 \x01(\x0b\x32\x1c.carillon.scheduler.v1.Timer\x12\x30\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x1e.carillon.scheduler.v1.Attempt\"\x84\x02\n\x11ListTimersRequest\x12\x0e\n\x06\x65ntity\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x31\n\x06states\x18\x03 \x03(\x0e\x32!.carillon.scheduler.v1.TimerState\x12-\n\tfrom_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nuntil_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\r\x12\x12\n\npage_token\x18\x07 \x01(\t\x12\x18\n\x10include_internal\x18\x08 \x01(\x08\"[\n\x12ListTimersResponse\x12,\n\x06timers\x18\x01 \x03(\x0b\x32\x1c.carillon.scheduler.v1.Timer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x91\x01\n\x19PreviewOccurrencesRequest\x12\x35\n\nrecurrence\x18\x01 \x01(\x0b\x32!.carillon.scheduler.v1.Recurrence\x12.\n\nafter_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"G\n\x1aPreviewOccurrencesResponse\x12)\n\x05times\x18\x01 \x03(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\x12PutTimelineRequest\x12\x31\n\x08timeline\x18\x01 \x01(\x0b\x32\x1f.carillon.scheduler.v1.Timeline\"H\n\x13PutTimelineResponse\x12\x31\n\x08timeline\x18\x01 \x01(\x0b\x32\x1f.carillon.scheduler.v1.Timeline\"K\n\x14ListTimelinesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x15ListTimelinesResponse\x12\x32\n\ttimelines\x18\x01 \x03(\x0b\x32\x1f.carillon.scheduler.v1.Timeline\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x13\n\x11ListShardsRequest\"B\n\x12ListShardsResponse\x12,\n\x06shards\x18\x01 \x03(\x0b\x32\x1c.carillon.scheduler.v1.Shard\"\xd8\x01\n\x05Shard\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x34\n\x10lease_until_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0ewatermark_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07pending\x18\x06 \x01(\x04\x12\x0b\n\x03\x64ue\x18\x07 \x01(\x04\x12\x18\n\x10pending_internal\x18\x08 \x01(\x04\"\x1c\n\x0e\x45xplainRequest\x12\n\n\x02id\x18\x01 \x01(\t\">\n\x0f\x45xplainResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.carillon.explain.v1.Entry2\xdc\x05\n\x10SchedulerService\x12[\n\x08GetTimer\x12&.carillon.scheduler.v1.GetTimerRequest\x1a\'.carillon.scheduler.v1.GetTimerResponse\x12\x61\n\nListTimers\x12(.carillon.scheduler.v1.ListTimersRequest\x1a).carillon.scheduler.v1.ListTimersResponse\x12y\n\x12PreviewOccurrences\x12\x30.carillon.scheduler.v1.PreviewOccurrencesRequest\x1a\x31.carillon.scheduler.v1.PreviewOccurrencesResponse\x12\x64\n\x0bPutTimeline\x12).carillon.scheduler.v1.PutTimelineRequest\x1a*.carillon.scheduler.v1.PutTimelineResponse\x12j\n\rListTimelines\x12+.carillon.scheduler.v1.ListTimelinesRequest\x1a,.carillon.scheduler.v1.ListTimelinesResponse\x12\x61\n\nListShards\x12(.carillon.scheduler.v1.ListShardsRequest\x1a).carillon.scheduler.v1.ListShardsResponse\x12X\n\x07\x45xplain\x12%.carillon.scheduler.v1.ExplainRequest\x1a&.carillon.scheduler.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,31 +39,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTIMERRESPONSE']._serialized_start=198
   _globals['_GETTIMERRESPONSE']._serialized_end=311
   _globals['_LISTTIMERSREQUEST']._serialized_start=314
-  _globals['_LISTTIMERSREQUEST']._serialized_end=548
-  _globals['_LISTTIMERSRESPONSE']._serialized_start=550
-  _globals['_LISTTIMERSRESPONSE']._serialized_end=641
-  _globals['_PREVIEWOCCURRENCESREQUEST']._serialized_start=644
-  _globals['_PREVIEWOCCURRENCESREQUEST']._serialized_end=789
-  _globals['_PREVIEWOCCURRENCESRESPONSE']._serialized_start=791
-  _globals['_PREVIEWOCCURRENCESRESPONSE']._serialized_end=862
-  _globals['_PUTTIMELINEREQUEST']._serialized_start=864
-  _globals['_PUTTIMELINEREQUEST']._serialized_end=935
-  _globals['_PUTTIMELINERESPONSE']._serialized_start=937
-  _globals['_PUTTIMELINERESPONSE']._serialized_end=1009
-  _globals['_LISTTIMELINESREQUEST']._serialized_start=1011
-  _globals['_LISTTIMELINESREQUEST']._serialized_end=1086
-  _globals['_LISTTIMELINESRESPONSE']._serialized_start=1088
-  _globals['_LISTTIMELINESRESPONSE']._serialized_end=1188
-  _globals['_LISTSHARDSREQUEST']._serialized_start=1190
-  _globals['_LISTSHARDSREQUEST']._serialized_end=1209
-  _globals['_LISTSHARDSRESPONSE']._serialized_start=1211
-  _globals['_LISTSHARDSRESPONSE']._serialized_end=1277
-  _globals['_SHARD']._serialized_start=1280
-  _globals['_SHARD']._serialized_end=1470
-  _globals['_EXPLAINREQUEST']._serialized_start=1472
-  _globals['_EXPLAINREQUEST']._serialized_end=1500
-  _globals['_EXPLAINRESPONSE']._serialized_start=1502
-  _globals['_EXPLAINRESPONSE']._serialized_end=1564
-  _globals['_SCHEDULERSERVICE']._serialized_start=1567
-  _globals['_SCHEDULERSERVICE']._serialized_end=2299
+  _globals['_LISTTIMERSREQUEST']._serialized_end=574
+  _globals['_LISTTIMERSRESPONSE']._serialized_start=576
+  _globals['_LISTTIMERSRESPONSE']._serialized_end=667
+  _globals['_PREVIEWOCCURRENCESREQUEST']._serialized_start=670
+  _globals['_PREVIEWOCCURRENCESREQUEST']._serialized_end=815
+  _globals['_PREVIEWOCCURRENCESRESPONSE']._serialized_start=817
+  _globals['_PREVIEWOCCURRENCESRESPONSE']._serialized_end=888
+  _globals['_PUTTIMELINEREQUEST']._serialized_start=890
+  _globals['_PUTTIMELINEREQUEST']._serialized_end=961
+  _globals['_PUTTIMELINERESPONSE']._serialized_start=963
+  _globals['_PUTTIMELINERESPONSE']._serialized_end=1035
+  _globals['_LISTTIMELINESREQUEST']._serialized_start=1037
+  _globals['_LISTTIMELINESREQUEST']._serialized_end=1112
+  _globals['_LISTTIMELINESRESPONSE']._serialized_start=1114
+  _globals['_LISTTIMELINESRESPONSE']._serialized_end=1214
+  _globals['_LISTSHARDSREQUEST']._serialized_start=1216
+  _globals['_LISTSHARDSREQUEST']._serialized_end=1235
+  _globals['_LISTSHARDSRESPONSE']._serialized_start=1237
+  _globals['_LISTSHARDSRESPONSE']._serialized_end=1303
+  _globals['_SHARD']._serialized_start=1306
+  _globals['_SHARD']._serialized_end=1522
+  _globals['_EXPLAINREQUEST']._serialized_start=1524
+  _globals['_EXPLAINREQUEST']._serialized_end=1552
+  _globals['_EXPLAINRESPONSE']._serialized_start=1554
+  _globals['_EXPLAINRESPONSE']._serialized_end=1616
+  _globals['_SCHEDULERSERVICE']._serialized_start=1619
+  _globals['_SCHEDULERSERVICE']._serialized_end=2351
 # @@protoc_insertion_point(module_scope)

@@ -78,6 +78,7 @@ class ListTimersRequest(_message.Message):
     UNTIL_TIME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_INTERNAL_FIELD_NUMBER: _builtins.int
     entity: _builtins.str
     """Only this entity, 1-256 characters. Empty: the whole tenant."""
     type: _builtins.str
@@ -86,6 +87,10 @@ class ListTimersRequest(_message.Message):
     """1 to 1,000. 0: 100. A page has fewer where they would exceed 3.5 MiB."""
     page_token: _builtins.str
     """next_page_token of the answer before, with the same filters. Empty: from the start."""
+    include_internal: _builtins.bool
+    """Also the timers that Carillon set for its own windows, requests and deliveries: those of entities that begin with
+    "carillon:". An entity that does needs no asking.
+    """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_timer_pb2.TimerState.ValueType]:
         """Only these states. Empty: all."""
@@ -106,10 +111,11 @@ class ListTimersRequest(_message.Message):
         until_time: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        include_internal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "until_time", b"until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity", b"entity", "from_time", b"from_time", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "type", b"type", "until_time", b"until_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity", b"entity", "from_time", b"from_time", "include_internal", b"include_internal", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "type", b"type", "until_time", b"until_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -340,6 +346,7 @@ class Shard(_message.Message):
     WATERMARK_TIME_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
     DUE_FIELD_NUMBER: _builtins.int
+    PENDING_INTERNAL_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """0 to N-1."""
     holder: _builtins.str
@@ -352,6 +359,8 @@ class Shard(_message.Message):
     """
     due: _builtins.int
     """Of the pending ones those whose time has come."""
+    pending_internal: _builtins.int
+    """Of the pending ones those that Carillon set for its own windows, requests and deliveries."""
     @_builtins.property
     def lease_until_time(self) -> _timestamp_pb2.Timestamp:
         """Until when the lease holds, on the database's clock."""
@@ -370,10 +379,11 @@ class Shard(_message.Message):
         watermark_time: _timestamp_pb2.Timestamp | None = ...,
         pending: _builtins.int = ...,
         due: _builtins.int = ...,
+        pending_internal: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_until_time", b"lease_until_time", "watermark_time", b"watermark_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["due", b"due", "epoch", b"epoch", "holder", b"holder", "lease_until_time", b"lease_until_time", "number", b"number", "pending", b"pending", "watermark_time", b"watermark_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["due", b"due", "epoch", b"epoch", "holder", b"holder", "lease_until_time", b"lease_until_time", "number", b"number", "pending", b"pending", "pending_internal", b"pending_internal", "watermark_time", b"watermark_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
