@@ -2,12 +2,14 @@
 
 from libs.service import Runtime, Service
 from services.intake import metrics
-from services.intake.loops import Pruning
+from services.intake.loops import Measuring, Pruning
 from services.intake.rpc import IntakeRpc, servicer
+from services.intake.rpc_limits import RateLimit
 from services.intake.settings import ServiceSettings
 from services.intake.store import CommandStore
 from services.intake.store_requests import RequestStore
 from services.intake.stream import Acceptance, Closings
+from services.intake.stream_backlog import TENANT_HEADER, Backlogs
 from services.intake.stream_entries import Entries
 
 
@@ -15,12 +17,14 @@ async def build(runtime: Runtime, settings: ServiceSettings) -> Service:
     """See libs.service.Build."""
     metrics.initialise()
     commands, requests, entries = CommandStore(), RequestStore(), Entries(shards=runtime.shards)
+    backlogs = Backlogs(most=settings.intake.tenant_backlog)
     rpc = IntakeRpc(
         db=runtime.db,
         clock=runtime.clock,
-        acceptance=Acceptance(db=runtime.db, sender=runtime.sender, store=commands),
+        acceptance=Acceptance(db=runtime.db, sender=runtime.sender, store=commands, backlogs=backlogs),
         entries=entries,
         requests=requests,
+        rate=RateLimit(rate=settings.intake.tenant_rate, burst=settings.intake.tenant_burst),
         answer_margin=settings.intake.answer_margin,
     )
     closings = Closings(
@@ -32,4 +36,9 @@ async def build(runtime: Runtime, settings: ServiceSettings) -> Service:
         retention=settings.intake.idempotency_retention,
         interval=settings.intake.prune_interval,
     )
-    return Service(servicers=[servicer(rpc)], apply=closings.apply, loops={"prune": pruning.run})
+    measuring = Measuring(db=runtime.db, store=commands, backlogs=backlogs, header=TENANT_HEADER)
+    return Service(
+        servicers=[servicer(rpc)],
+        apply=closings.apply,
+        loops={"prune": pruning.run, "measure": measuring.run},
+    )

@@ -1,6 +1,7 @@
-"""Housekeeping: idempotency keys are forgotten when they are old enough."""
+"""Housekeeping: idempotency keys are forgotten when they are old enough, and tenants' backlogs are looked at."""
 
 import asyncio
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Protocol
 
@@ -12,12 +13,20 @@ from services.intake import metrics
 log = get_logger(__name__)
 
 PRUNED_AT_ONCE = 5_000
+MEASURE_INTERVAL_S = 1.0
 
 
 class Store(Protocol):
     """See services.intake.store."""
 
     async def prune(self, tx: Transaction, retention: timedelta, *, limit: int) -> int: ...
+    async def frames_by_tenant(self, tx: Transaction, header: str) -> dict[str, int]: ...
+
+
+class Backlogs(Protocol):
+    """See services.intake.stream_backlog."""
+
+    def learn(self, frames: Mapping[str, int]) -> None: ...
 
 
 class Pruning:
@@ -45,3 +54,28 @@ class Pruning:
             except Unavailable as error:
                 log.warning("Could not forget old idempotency keys; trying again.", error=str(error))
             await asyncio.sleep(self._interval.total_seconds())
+
+
+class Measuring:
+    """Tells `backlogs` how many frames each tenant has under way, as `header` in them says; every replica does so."""
+
+    def __init__(self, *, db: Database, store: Store, backlogs: Backlogs, header: str) -> None:
+        self._db = db
+        self._store = store
+        self._backlogs = backlogs
+        self._header = header
+
+    async def run_once(self) -> None:
+        """Count them now."""
+        async with self._db.read() as tx:
+            frames = await self._store.frames_by_tenant(tx, self._header)
+        self._backlogs.learn(frames)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self.run_once()
+            except Unavailable as error:  # Then nothing is accepted anyway.
+                log.warning("Could not count the tenants' frames; trying again.", error=str(error))
+            await asyncio.sleep(MEASURE_INTERVAL_S)

@@ -46,7 +46,11 @@ def object_problem(text: str, most_bytes: int) -> str | None:
     # Looking at every value costs more than parsing did; nearly no payload needs it.
     if "\\u0000" in text and _holds_nul(value):
         return "must not hold NUL characters"
-    if text.count("{") + text.count("[") > MAX_NESTING and _nesting(value) > MAX_NESTING:
+    if (
+        len(text) > 2 * MAX_NESTING
+        and text.count("{") + text.count("[") > MAX_NESTING
+        and _nesting(value) > MAX_NESTING
+    ):
         return f"must not be nested deeper than {MAX_NESTING}"
     return None
 

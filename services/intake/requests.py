@@ -1,11 +1,15 @@
 """Requests of customers to the providers of an item, and the providers' answers. Pure.
 
     open ──response──▶ answered ──answer-by date──▶ closed
-      └───────────────answer-by date──────────────▶ expired
+      ├───────────────answer-by date──────────────▶ expired
+      └────────────────withdrawal─────────────────▶ withdrawn     (from answered too)
 
 A response counts while the answer-by date lies ahead, also when the scheduler is late to say that it has passed: so
-what is accepted does not depend on how busy anybody is. A provider may answer again; the log keeps every answer, the
+what is accepted does not depend on how busy anybody is. Late answers are refused and not logged: what the log holds of
+a request that is over is what its summary was made of. A provider may answer again; the log keeps every answer, the
 summary has the latest of each provider.
+
+A request can be withdrawn until its summary goes out, and again after that, which changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +39,10 @@ class State(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A logged request. `providers` are in the order given, each once; `payload` is JSON text of an object."""
+    """A logged request. `providers` are in the order given, each once; `payload` is JSON text of an object.
+
+    `closed_at` is when it ended, by its summary or its withdrawal; `cause` is why it was withdrawn.
+    """
 
     id: UUID
     batch: str
@@ -48,6 +55,7 @@ class Request:
     state: State = State.OPEN
     responses: int = 0
     closed_at: datetime | None = None
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,18 +122,20 @@ def judge_responses(
 
 def _judge(response: Response, request: Request | None, taken: int) -> Refusal | None:
     if request is None:
-        return Refusal(
-            code=Code.NOT_FOUND,
-            reason="REQUEST_UNKNOWN",
-            message=f"there is no request {response.request_id}",
-            field="request_id",
-        )
+        return _unknown(response.request_id, "request_id")
     if response.provider not in request.providers:
         return Refusal(
             code=Code.PERMISSION_DENIED,
             reason="PROVIDER_NOT_ASKED",
             message=f"{response.provider!r} was not asked by the request {request.id}",
             field="provider",
+        )
+    if request.state is State.WITHDRAWN:
+        return Refusal(
+            code=Code.FAILED_PRECONDITION,
+            reason="REQUEST_WITHDRAWN",
+            message=f"the request {request.id} has been withdrawn",
+            field="request_id",
         )
     if request.state not in (State.OPEN, State.ANSWERED) or response.received_at >= request.answer_by:
         return Refusal(
@@ -142,3 +152,28 @@ def _judge(response: Response, request: Request | None, taken: int) -> Refusal |
             field="request_id",
         )
     return None
+
+
+def judge_withdrawals(ids: Sequence[UUID], requests: Mapping[UUID, Request]) -> dict[UUID, Refusal]:
+    """Why requests (by id) cannot be withdrawn; those that are not in it can be, or have been before.
+
+    `requests` are those among `ids` that the tenant has, as they stand now.
+    """
+    refused: dict[UUID, Refusal] = {}
+    for request_id in ids:
+        request = requests.get(request_id)
+        if request is None:
+            refused[request_id] = _unknown(request_id, "")
+        elif request.state in (State.CLOSED, State.EXPIRED):
+            refused[request_id] = Refusal(
+                code=Code.FAILED_PRECONDITION,
+                reason="REQUEST_OVER",
+                message=f"the request {request_id} is over: its summary has gone out",
+            )
+    return refused
+
+
+def _unknown(request_id: UUID, field: str) -> Refusal:
+    return Refusal(
+        code=Code.NOT_FOUND, reason="REQUEST_UNKNOWN", message=f"there is no request {request_id}", field=field
+    )

@@ -1,13 +1,12 @@
 """Answers in the making: filled while a call is checked and prepared, settled when its receipts have come."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Generic, Protocol, Self, TypeVar
-from uuid import UUID
 
 from carillon.intake.v1 import intake_pb2
 
 from libs.errors import FieldViolation
-from libs.links.frames import Addressed
+from libs.links.frames import Outgoing
 from services.intake.commands import EntryOutcome
 from services.intake.errors import Code, Refusal
 
@@ -48,7 +47,7 @@ class Answer(Protocol[AnyResponseT]):
     @property
     def response(self) -> AnyResponseT: ...
     @property
-    def entries(self) -> Sequence[Addressed]: ...
+    def entries(self) -> Sequence[Outgoing]: ...
     @property
     def accepted(self) -> int: ...
     @property
@@ -65,20 +64,19 @@ class BatchAnswer(Generic[ResponseT]):
 
     def __init__(self, response: ResponseT, name: str) -> None:
         self.response = response
-        self.entries: list[Addressed] = []
+        self.entries: list[Outgoing] = []
         self.accepted = 0
         self.refused = 0
         self._name = name
         self._item_of: list[int] = []  # Per entry, which item it is of.
 
-    def accept(self, item_id: UUID | None, entries: Iterable[Addressed]) -> None:
-        """The next item is accepted."""
+    def accept(self, item_id: str, entries: Sequence[Outgoing]) -> None:
+        """The next item is accepted; the id is empty where it has none."""
         index = self.accepted + self.refused
         self.accepted += 1
-        self.response.results.add(id="" if item_id is None else str(item_id))
-        for entry in entries:
-            self.entries.append(entry)
-            self._item_of.append(index)
+        self.response.results.add(id=item_id)
+        self.entries += entries
+        self._item_of += [index] * len(entries)
 
     def refuse(self, refusal: Refusal) -> None:
         """The next item is not."""
@@ -120,6 +118,22 @@ class BackfillAnswer(BatchAnswer[intake_pb2.BackfillScheduleResponse]):
             self.response.timers = sum(outcome.changed for outcome in outcomes)
 
 
+class WithdrawAnswer(BatchAnswer[intake_pb2.WithdrawRequestResponse]):
+    """The answer to WithdrawRequest: it also counts what digest had waiting, and what had left."""
+
+    def settle(self, outcomes: Sequence[EntryOutcome], *, is_applied: bool) -> None:
+        """The counts stay 0 until everything has been applied."""
+        super().settle(outcomes, is_applied=is_applied)
+        if is_applied:
+            items = [
+                outcome
+                for entry, outcome in zip(self.entries, outcomes, strict=False)
+                if entry.receiver == "digest"  # The scheduler's are our own answer-by timers.
+            ]
+            self.response.items = sum(outcome.changed for outcome in items)
+            self.response.already_left = sum(outcome.already_left for outcome in items)
+
+
 class TimersResponse(Response, Protocol):
     """An answer that only counts timers."""
 
@@ -132,9 +146,9 @@ TimersResponseT = TypeVar("TimersResponseT", bound=TimersResponse)
 class TimersAnswer(Generic[TimersResponseT]):
     """The answer to Reschedule, Pause and Resume: how many timers changed."""
 
-    def __init__(self, response: TimersResponseT, entry: Addressed) -> None:
+    def __init__(self, response: TimersResponseT, entry: Outgoing) -> None:
         self.response = response
-        self.entries = [entry]
+        self.entries: list[Outgoing] = [entry]
         self.accepted, self.refused = 1, 0
 
     def serialized(self) -> bytes:
@@ -151,7 +165,7 @@ class TimersAnswer(Generic[TimersResponseT]):
 class CancelAnswer:
     """The answer to Cancel: the first entry's outcome counts timers, the second one's items."""
 
-    def __init__(self, entries: Sequence[Addressed]) -> None:
+    def __init__(self, entries: Sequence[Outgoing]) -> None:
         self.response = intake_pb2.CancelResponse()
         self.entries = entries
         self.accepted, self.refused = 1, 0
@@ -173,9 +187,9 @@ class CancelAnswer:
 class TriggerAnswer:
     """The answer to TriggerBatch."""
 
-    def __init__(self, entry: Addressed) -> None:
+    def __init__(self, entry: Outgoing) -> None:
         self.response = intake_pb2.TriggerBatchResponse()
-        self.entries = [entry]
+        self.entries: list[Outgoing] = [entry]
         self.accepted, self.refused = 1, 0
 
     def serialized(self) -> bytes:
@@ -192,5 +206,5 @@ class TriggerAnswer:
 
 def refusal_of(found: Sequence[FieldViolation]) -> Refusal:
     """One item's violations as one refusal: it names the first field, and says what is wrong with all of them."""
-    message = "; ".join(f"{one.field} {one.description}" for one in found)
+    message = "; ".join(f"{one.field} {one.description}".lstrip() for one in found)
     return Refusal(code=Code.INVALID_ARGUMENT, reason="INVALID_ARGUMENT", message=message, field=found[0].field)

@@ -8,6 +8,7 @@ wrong.
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 from uuid import UUID
 
@@ -39,8 +40,9 @@ _TEXT = r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 is_name = re.compile(_TEXT + r"{1,256}").fullmatch
 is_text = re.compile(_TEXT + r"{0,2048}").fullmatch
 is_key = re.compile(_TEXT + r"{0,128}").fullmatch
-is_notification_type = re.compile(r"[a-z0-9._/-]{1,128}").fullmatch
-is_timer_type = re.compile(r"[a-zA-Z0-9._/-]{0,128}").fullmatch
+# There are few types, and many of each.
+is_notification_type = lru_cache(1_024)(re.compile(r"[a-z0-9._/-]{1,128}").fullmatch)
+is_timer_type = lru_cache(1_024)(re.compile(r"[a-zA-Z0-9._/-]{0,128}").fullmatch)
 is_short_name = re.compile(r"[a-z0-9._-]{1,64}").fullmatch
 
 RESERVED = "carillon:"
@@ -155,8 +157,11 @@ def check_enum(found: Found, field: str, value: int, enum: Enum) -> None:
         found.append(FieldViolation(field, f"must be one of {', '.join(enum.keys()[1:])}, got {value}"))
 
 
-def check_content(found: Found, field: str, content: timer_pb2.NotificationContent) -> None:
-    """A notification's content. No payload becomes `{}`: nobody after us meets a text that is no JSON."""
+def check_content(found: Found, field: str, content: timer_pb2.NotificationContent) -> bytes:
+    """A notification's content, which is returned serialised.
+
+    No payload becomes `{}`: nobody after us meets a text that is no JSON.
+    """
     if not is_notification_type(content.type):
         found.append(FieldViolation(f"{field}.type", "must be 1-128 characters of [a-z0-9._/-]"))
     subscribers, topics = content.subscribers, content.topics
@@ -174,19 +179,20 @@ def check_content(found: Found, field: str, content: timer_pb2.NotificationConte
         check_optional_text(found, f"{field}.group_key", content.group_key, 256)
     if content.priority not in _PRIORITIES:
         check_enum(found, f"{field}.priority", content.priority, timer_pb2.Priority)
-    if (size := content.ByteSize()) > MAX_CONTENT_BYTES:
-        found.append(
-            FieldViolation(field, f"must be at most {MAX_CONTENT_BYTES // 1024} KiB in all, got {size:,} bytes")
-        )
+    serialised = content.SerializeToString()
+    if len(serialised) > MAX_CONTENT_BYTES:
+        size = f"{len(serialised):,} bytes"
+        found.append(FieldViolation(field, f"must be at most {MAX_CONTENT_BYTES // 1024} KiB in all, got {size}"))
+    return serialised
 
 
 def _check_names(found: Found, field: str, names: Sequence[str], *, most: int) -> None:
     if len(names) > most:
         found.append(FieldViolation(field, f"must have 0-{most:,} entries, got {len(names):,}"))
         return
-    for index, name in enumerate(names):
+    for name in names:
         if not is_name(name):
-            found.append(FieldViolation(f"{field}[{index}]", _text_problem(name, 1, 256)))
+            found.append(FieldViolation(f"{field}[{list(names).index(name)}]", _text_problem(name, 1, 256)))
             return
 
 

@@ -81,6 +81,10 @@ def _end_of(request: Request) -> explain_pb2.Entry:
         entry = _entry(request.answer_by, "request_due", sentence, request, related=[summary])
         entry.is_expected = True
         return entry
+    if request.state is State.WITHDRAWN:
+        why = f" The cause given: {request.cause}" if request.cause else ""
+        sentence = f"It was taken back, with {request.responses} answers; what had not left was cancelled.{why}"
+        return _entry(request.closed_at, "request_withdrawn", sentence, request)
     kind = "request_expired" if request.state is State.EXPIRED else "request_closed"
     sentence = f"The answer-by date had come, with {request.responses} answers; the summary went out."
     return _entry(request.closed_at, kind, sentence, request, related=[summary])

@@ -4,18 +4,17 @@ Everything here is decided from the request and `now` alone. Commands on timers 
 the database (requests, responses) is in rpc_requests.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
 from carillon.intake.v1 import intake_pb2
-from carillon.scheduler.v1 import timer_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.errors import FieldViolation, Violations
-from libs.ids import derived_id, new_id
-from libs.links.frames import Addressed
+from libs.ids import derived_id, new_id_forms
+from libs.links.frames import Outgoing
 from libs.wire import to_timestamp
 from services.intake import rpc_checks as checks
 from services.intake import rpc_checks_timers as timer_checks
@@ -33,35 +32,32 @@ class Entries(Protocol):
     def notification(
         self,
         tenant: str,
-        notification_id: UUID,
-        content: timer_pb2.NotificationContent,
+        notification_id: bytes,
+        content: bytes,
         *,
         entity: str,
-        occur_time: Timestamp,
-        expire_time: Timestamp | None,
-    ) -> Addressed: ...
+        occur_time: bytes,
+        expire_time: bytes | None,
+    ) -> Outgoing: ...
     def timer(
         self,
         tenant: str,
-        timer_id: UUID,
+        timer_id: bytes,
         *,
         entity: str,
         type: str,  # noqa: A002
-        due_time: Timestamp | None,
-        recurrence: timer_pb2.Recurrence | None,
-        target: timer_pb2.Target,
-        condition: timer_pb2.Condition | None,
-        retry_policy: timer_pb2.RetryPolicy | None,
-        expire_time: Timestamp | None,
-        accept_time: Timestamp,
-    ) -> Addressed: ...
-    def facts(self, tenant: str, *, entity: str, facts: str) -> Addressed: ...
+        notification: bytes | None,
+        event: bytes | None,
+        times: Mapping[str, bytes],
+        rules: Mapping[str, bytes],
+    ) -> Outgoing: ...
+    def facts(self, tenant: str, *, entity: str, facts: str) -> Outgoing: ...
     def timeline(
         self, tenant: str, run_id: UUID, *, timeline: str, entity: str, anchor_time: Timestamp
-    ) -> Addressed: ...
+    ) -> Outgoing: ...
     def trigger_batch(
         self, tenant: str, *, batch: str, start_time: Timestamp | None, end_time: Timestamp
-    ) -> Addressed: ...
+    ) -> Outgoing: ...
 
 
 def notify(
@@ -69,35 +65,29 @@ def notify(
 ) -> BatchAnswer[intake_pb2.NotifyResponse]:
     """Notifications."""
     answer = BatchAnswer(intake_pb2.NotifyResponse(), "notifications")
-    now_us, now_time = checks.microseconds_of(now), to_timestamp(now)
+    now_us, now_time = checks.microseconds_of(now), to_timestamp(now).SerializeToString()
     for item in request.notifications:
         found: list[FieldViolation] = []
-        _check_notification(found, item, now_us)
+        content = checks.check_content(found, "content", item.content)
+        if entity := item.entity:
+            checks.check_entity(found, "entity", entity)
+        occur_time, expire_time = now_time, None
+        if item.HasField("occur_time"):
+            least_us, most_us = now_us - _us(MAX_PAST), now_us + _us(MAX_AHEAD)
+            checks.check_instant(found, "occur_time", item.occur_time, least_us=least_us, most_us=most_us)
+            occur_time = item.occur_time.SerializeToString()
+        if item.HasField("expire_time"):
+            checks.check_instant(found, "expire_time", item.expire_time, after_us=now_us)
+            expire_time = item.expire_time.SerializeToString()
         if found:
             answer.refuse(refusal_of(found))
             continue
-        notification_id = new_id()
+        item_id, notification_id = new_id_forms()
         entry = entries.notification(
-            tenant,
-            notification_id,
-            item.content,
-            entity=item.entity,
-            occur_time=item.occur_time if item.HasField("occur_time") else now_time,
-            expire_time=item.expire_time if item.HasField("expire_time") else None,
+            tenant, notification_id, content, entity=entity, occur_time=occur_time, expire_time=expire_time
         )
-        answer.accept(notification_id, (entry,))
+        answer.accept(item_id, (entry,))
     return answer
-
-
-def _check_notification(found: checks.Found, item: intake_pb2.Notification, now_us: int) -> None:
-    checks.check_content(found, "content", item.content)
-    if item.entity:
-        checks.check_entity(found, "entity", item.entity)
-    if item.HasField("occur_time"):
-        least_us, most_us = now_us - _us(MAX_PAST), now_us + _us(MAX_AHEAD)
-        checks.check_instant(found, "occur_time", item.occur_time, least_us=least_us, most_us=most_us)
-    if item.HasField("expire_time"):
-        checks.check_instant(found, "expire_time", item.expire_time, after_us=now_us)
 
 
 def schedule(
@@ -109,73 +99,85 @@ def schedule(
     entries: Entries,
 ) -> None:
     """Schedules, one-shot and recurring: the call's next `items`, added to its answer."""
-    accept_time = to_timestamp(now)
+    accept_time = to_timestamp(now).SerializeToString()
     for item in items:
         found: list[FieldViolation] = []
-        due_time = _check_schedule(found, item, now)
+        entity, kind = item.entity, item.type
+        checks.check_entity(found, "entity", entity)
+        checks.check_timer_type(found, "type", kind)
+        times, rules = _check_when(found, item, now)
+        notification, event = _check_target(found, item)
+        if item.HasField("condition"):
+            timer_checks.check_condition(found, "condition", item.condition)
+            rules["condition"] = item.condition.SerializeToString()
+        if item.HasField("retry_policy"):
+            _check_retry_policy(found, item)
+            rules["retry_policy"] = item.retry_policy.SerializeToString()
         if found:
             answer.refuse(refusal_of(found))
             continue
-        timer_id = new_id()
+        if "recurrence" in rules:
+            times["accept_time"] = accept_time
+        item_id, timer_id = new_id_forms()
         entry = entries.timer(
             tenant,
             timer_id,
-            entity=item.entity,
-            type=item.type,
-            due_time=due_time,
-            recurrence=item.recurrence if item.HasField("recurrence") else None,
-            target=item.target,
-            condition=item.condition if item.HasField("condition") else None,
-            retry_policy=item.retry_policy if item.HasField("retry_policy") else None,
-            expire_time=item.expire_time if item.HasField("expire_time") else None,
-            accept_time=accept_time,
+            entity=entity,
+            type=kind,
+            notification=notification,
+            event=event,
+            times=times,
+            rules=rules,
         )
-        answer.accept(timer_id, (entry,))
+        answer.accept(item_id, (entry,))
 
 
-def _check_schedule(found: checks.Found, item: intake_pb2.Schedule, now: datetime) -> Timestamp | None:
-    """The due time; None for a recurrence, and where something is wrong with it."""
-    checks.check_entity(found, "entity", item.entity)
-    checks.check_timer_type(found, "type", item.type)
-    due_time = _check_when(found, item, now)
-    if item.HasField("expire_time"):
-        after_us = checks.microseconds_of(now)
-        if item.WhichOneof("when") != "recurrence" and due_time is not None:
-            after_us = max(after_us, checks.microseconds(due_time))
-        checks.check_instant(found, "expire_time", item.expire_time, after_us=after_us)
-    if item.HasField("condition"):
-        timer_checks.check_condition(found, "condition", item.condition)
-    _check_target(found, item)
-    return due_time
-
-
-def _check_when(found: checks.Found, item: intake_pb2.Schedule, now: datetime) -> Timestamp | None:
+def _check_when(
+    found: checks.Found, item: intake_pb2.Schedule, now: datetime
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The due time and the expiry, and the recurrence, as far as there are any, serialised."""
+    times, rules = dict[str, bytes](), dict[str, bytes]()
+    due_us = -1
     match item.WhichOneof("when"):
         case "at_time":
-            checks.check_instant(found, "at_time", item.at_time)
-            return item.at_time
+            due_us = checks.check_instant(found, "at_time", item.at_time)
+            times["due_time"] = item.at_time.SerializeToString()
         case "after":
-            return checks.check_after(found, "after", item.after, now)
+            due_time = checks.check_after(found, "after", item.after, now)
+            if due_time is not None:
+                due_us = checks.microseconds(due_time)
+                times["due_time"] = due_time.SerializeToString()
         case "recurrence":
             timer_checks.check_overlap(found, "recurrence", item.recurrence, item.target)
             timer_checks.check_rule(found, "recurrence", item.recurrence, now)
+            rules["recurrence"] = item.recurrence.SerializeToString()
         case _:
             found.append(FieldViolation("at_time", "one of at_time, after and recurrence must be given"))
-    return None
+    if item.HasField("expire_time"):
+        after_us = max(checks.microseconds_of(now), due_us)
+        checks.check_instant(found, "expire_time", item.expire_time, after_us=after_us)
+        times["expire_time"] = item.expire_time.SerializeToString()
+    return times, rules
 
 
-def _check_target(found: checks.Found, item: intake_pb2.Schedule) -> None:
-    match item.target.WhichOneof("kind"):
+def _check_target(found: checks.Found, item: intake_pb2.Schedule) -> tuple[bytes | None, bytes | None]:
+    """The notification or the event, serialised."""
+    target = item.target
+    match target.WhichOneof("kind"):
         case "notification":
-            checks.check_content(found, "target.notification", item.target.notification)
-            if item.HasField("retry_policy"):
-                found.append(FieldViolation("retry_policy", "is for event targets only"))
+            return checks.check_content(found, "target.notification", target.notification), None
         case "event":
-            timer_checks.check_event(found, "target.event", item.target.event)
-            if item.HasField("retry_policy"):
-                timer_checks.check_retry_policy(found, "retry_policy", item.retry_policy)
-        case _:
-            found.append(FieldViolation("target", "must have a notification or an event"))
+            timer_checks.check_event(found, "target.event", target.event)
+            return None, target.event.SerializeToString()
+    found.append(FieldViolation("target", "must have a notification or an event"))
+    return None, None
+
+
+def _check_retry_policy(found: checks.Found, item: intake_pb2.Schedule) -> None:
+    if item.target.HasField("event"):
+        timer_checks.check_retry_policy(found, "retry_policy", item.retry_policy)
+    elif item.target.HasField("notification"):
+        found.append(FieldViolation("retry_policy", "is for event targets only"))
 
 
 def put_facts(
@@ -190,7 +192,7 @@ def put_facts(
         if found:
             answer.refuse(refusal_of(found))
         else:
-            answer.accept(None, (entries.facts(tenant, entity=item.entity, facts=item.facts),))
+            answer.accept("", (entries.facts(tenant, entity=item.entity, facts=item.facts),))
     return answer
 
 
@@ -213,7 +215,7 @@ def start_timeline(
         anchor_us = checks.microseconds(anchor_time)
         run_id = derived_id("timeline-run", tenant, item.timeline, item.entity, anchor_us)
         entry = entries.timeline(tenant, run_id, timeline=item.timeline, entity=item.entity, anchor_time=anchor_time)
-        answer.accept(run_id, (entry,))
+        answer.accept(str(run_id), (entry,))
     return answer
 
 

@@ -1,4 +1,4 @@
-"""The log of requests at the door: submitting, answering, and questions about it.
+"""The log of requests at the door: submitting, answering, withdrawing, and questions about it.
 
 A request's providers may have to be looked up, and whether a response is welcome depends on what is stored; so these
 commands are checked first, and prepared in the transaction that accepts them.
@@ -14,7 +14,7 @@ from carillon.intake.v1 import intake_pb2
 
 from libs.errors import FieldViolation, NotFound, Violations
 from libs.ids import new_id, parse_id
-from libs.links.frames import Addressed
+from libs.links.frames import Outgoing
 from libs.postgres import Transaction
 from libs.wire import check_page_size, page_token, read_page_token, to_timestamp
 from services.intake import rpc_checks as checks
@@ -24,20 +24,24 @@ from services.intake.requests import (
     MAX_PROVIDERS,
     Request,
     Response,
+    State,
     judge_responses,
+    judge_withdrawals,
     refusal_without_providers,
 )
-from services.intake.rpc_answers import BatchAnswer, refusal_of
+from services.intake.rpc_answers import BatchAnswer, WithdrawAnswer, refusal_of
 
 SHORTEST_ANSWER = timedelta(minutes=1)
 LONGEST_ANSWER = timedelta(days=366)
+MAX_CAUSE = 512
 
 
 class Entries(Protocol):
     """See services.intake.stream_entries."""
 
-    def request(self, tenant: str, request: Request) -> list[Addressed]: ...
-    def response(self, tenant: str, request: Request, response: Response) -> Addressed: ...
+    def request(self, tenant: str, request: Request) -> Sequence[Outgoing]: ...
+    def response(self, tenant: str, request: Request, response: Response) -> Outgoing: ...
+    def withdrawal(self, tenant: str, request: Request, *, cause: str) -> Sequence[Outgoing]: ...
 
 
 class Store(Protocol):
@@ -48,6 +52,7 @@ class Store(Protocol):
     async def add_requests(self, tx: Transaction, tenant: str, requests: Sequence[Request]) -> None: ...
     async def lock_requests(self, tx: Transaction, tenant: str, ids: Sequence[UUID]) -> dict[UUID, Request]: ...
     async def add_responses(self, tx: Transaction, tenant: str, responses: Sequence[Response]) -> None: ...
+    async def withdraw(self, tx: Transaction, tenant: str, ids: Sequence[UUID], now: datetime, cause: str) -> None: ...
     async def find(self, tx: Transaction, tenant: str, any_id: UUID) -> Request | None: ...
     async def responses_to(
         self, tx: Transaction, tenant: str, request_ids: Sequence[UUID], *, payload_bytes: int = ...
@@ -125,7 +130,7 @@ async def submit(
             answer.refuse(refusal_without_providers(request.item))
             continue
         submitted.append(request)
-        answer.accept(request.id, entries.request(tenant, request))
+        answer.accept(str(request.id), entries.request(tenant, request))
     if submitted:
         await store.add_requests(tx, tenant, submitted)
     return answer
@@ -167,7 +172,58 @@ async def record(
         if refusal is not None:
             answer.refuse(refusal)
         elif isinstance(draft, Response):
-            answer.accept(draft.id, (entries.response(tenant, requests[draft.request_id], draft),))
+            answer.accept(str(draft.id), (entries.response(tenant, requests[draft.request_id], draft),))
+    return answer
+
+
+# Withdrawing
+
+
+def check_withdrawals(request: intake_pb2.WithdrawRequestRequest) -> list[UUID | Refusal]:
+    """Each id, or why it is none. Raises InvalidArgument for the cause, which is everybody's."""
+    violations, found = Violations(), list[FieldViolation]()
+    checks.check_optional_text(found, "cause", request.cause, MAX_CAUSE)
+    violations.extend(found)
+    violations.raise_if_any()
+    return [_check_request_id(text) for text in request.ids]
+
+
+def _check_request_id(text: str) -> UUID | Refusal:
+    found: list[FieldViolation] = []
+    request_id = checks.check_id(found, "", text)
+    return refusal_of(found) if request_id is None else request_id
+
+
+async def withdraw(
+    tx: Transaction,
+    tenant: str,
+    ids: Sequence[UUID | Refusal],
+    *,
+    cause: str,
+    now: datetime,
+    store: Store,
+    entries: Entries,
+) -> WithdrawAnswer:
+    """Mark the requests as withdrawn and cancel what has not left.
+
+    What was withdrawn before is cancelled again: that changes nothing, and its caller too may wait until it is applied.
+    """
+    answer = WithdrawAnswer(intake_pb2.WithdrawRequestResponse(), "ids")
+    wanted = sorted({one for one in ids if isinstance(one, UUID)})
+    requests = await store.lock_requests(tx, tenant, wanted)
+    refused = judge_withdrawals(wanted, requests)
+    news = [one.id for one in requests.values() if one.id not in refused and one.state is not State.WITHDRAWN]
+    if news:
+        await store.withdraw(tx, tenant, news, now, cause)
+    answer.response.requests = len(news)
+    told: set[UUID] = set()
+    for one in ids:
+        refusal = one if isinstance(one, Refusal) else refused.get(one)
+        if refusal is not None:
+            answer.refuse(refusal)
+        elif isinstance(one, UUID):
+            answer.accept(str(one), entries.withdrawal(tenant, requests[one], cause=cause) if one not in told else ())
+            told.add(one)
     return answer
 
 
@@ -261,4 +317,19 @@ def _logged(request: Request, responses: Sequence[Response]) -> intake_pb2.Logge
             for one in responses
         ],
         close_time=None if request.closed_at is None else to_timestamp(request.closed_at),
+        history=_history(request, responses),
     )
+
+
+def _history(request: Request, responses: Sequence[Response]) -> list[intake_pb2.RequestChange]:
+    changes = [(State.OPEN, request.submitted_at, "")]
+    if responses:
+        changes.append((State.ANSWERED, responses[0].received_at, ""))
+    if request.closed_at is not None:
+        changes.append((request.state, request.closed_at, request.cause))
+    return [
+        intake_pb2.RequestChange(
+            state=intake_pb2.RequestState.ValueType(state.value), time=to_timestamp(at), cause=cause
+        )
+        for state, at, cause in changes
+    ]

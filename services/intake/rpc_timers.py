@@ -113,7 +113,7 @@ def trigger_schedule(
         entry = entries.trigger_schedule(
             tenant, timer_id, schedule_id=schedule_id, entity=item.entity, due_time=due_time
         )
-        answer.accept(timer_id, (entry,))
+        answer.accept(str(timer_id), (entry,))
     return answer
 
 
@@ -134,7 +134,7 @@ def backfill(
         entry = entries.backfill(
             tenant, schedule_id, entity=item.entity, start_time=item.start_time, end_time=item.end_time
         )
-        answer.accept(None, (entry,))
+        answer.accept("", (entry,))
     return answer
 
 
@@ -171,7 +171,7 @@ def report_outcome(
         entry = entries.outcome(
             tenant, timer_id, entity=item.entity, attempt=item.attempt, is_done=item.is_done, error=item.error
         )
-        answer.accept(None, (entry,))
+        answer.accept("", (entry,))
     return answer
 
 

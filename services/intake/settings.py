@@ -34,6 +34,29 @@ class IntakeSettings(Settings):
         le=timedelta(seconds=10),
         description="So long before the caller's deadline waiting for APPLIED ends, to leave time for the answer.",
     )
+    tenant_rate: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        description="Items per second that each process takes of one tenant; then its unary calls are "
+        "RESOURCE_EXHAUSTED with the delay, and its streams are held back. Each process counts for itself: behind n "
+        "replicas a tenant gets up to n times as much. 0: no limit, because one tenant alone should not be slowed.",
+    )
+    tenant_burst: int = Field(
+        10_000,
+        ge=1_000,
+        le=100_000_000,
+        description="Items of one tenant that may come at once before tenant_rate counts. At least 1,000, the largest "
+        "call.",
+    )
+    tenant_backlog: int = Field(
+        50_000,
+        ge=1,
+        le=100_000_000,
+        description="Frames of one tenant that may be without a receipt, over all links and replicas, looked at every "
+        "second; then its commands are RESOURCE_EXHAUSTED (INV-9). Half of CARILLON_LINKS_MAX_UNCONFIRMED_FRAMES, so "
+        "that one tenant alone does not fill a link for all.",
+    )
 
 
 @dataclass(frozen=True)

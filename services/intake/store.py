@@ -6,19 +6,13 @@ calls at once make one command.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
 from libs.errors import AlreadyExists, Unavailable
 from libs.postgres import Database, Transaction
 from services.intake.commands import Command
 
-_CLAIM = """
-    WITH claim AS (
-        INSERT INTO idempotency (tenant, key, method, fingerprint)
-        VALUES (%(tenant)s, %(key)s, %(method)s, %(fingerprint)s)
-        ON CONFLICT DO NOTHING RETURNING 1)
-    SELECT nextval('command_seq'), EXISTS (SELECT FROM claim)"""
+_CLAIM = "INSERT INTO idempotency (tenant, key, method, fingerprint) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"
 
 _CLAIM_ALL = """
     INSERT INTO idempotency (tenant, key, method, fingerprint, response)
@@ -31,35 +25,18 @@ _PRUNE = """
         ORDER BY created_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """What a command starts with: its sequence, and the answer of the call it repeats, if it repeats one."""
-
-    sequence: int
-    answer: bytes | None = None
-
-
 class CommandStore:
     """Stateless; every method runs in the transaction it is given, except those that say otherwise."""
 
-    async def claim(self, tx: Transaction, command: Command) -> Claim:
-        """Take the command's idempotency key and a sequence. Raises AlreadyExists when the key had other content."""
+    async def claim(self, tx: Transaction, command: Command) -> bytes | None:
+        """Take the command's idempotency key, if it has one; the answer of the call it repeats, if it repeats one.
+
+        Raises AlreadyExists when the key had other content.
+        """
         if not command.key:
-            return Claim(sequence=await self.next_sequence(tx))
-        row = await (
-            await tx.raw.execute(
-                _CLAIM,
-                {
-                    "tenant": command.tenant,
-                    "key": command.key,
-                    "method": command.method,
-                    "fingerprint": command.fingerprint,
-                },
-            )
-        ).fetchone()
-        assert row is not None
-        sequence, is_new = row
-        return Claim(sequence=sequence, answer=None if is_new else await self._kept_answer(tx, command))
+            return None
+        cursor = await tx.raw.execute(_CLAIM, (command.tenant, command.key, command.method, command.fingerprint))
+        return None if cursor.rowcount else await self._kept_answer(tx, command)
 
     async def claim_all(self, tx: Transaction, commands: Sequence[tuple[Command, bytes]]) -> list[int | None]:
         """Take a sequence for each command, ascending, and its key with its answer; None for one whose key is taken.
@@ -114,6 +91,14 @@ class CommandStore:
         async with db.transaction() as tx:
             await tx.raw.execute("SET LOCAL synchronous_commit = off")
             await self.keep_answer(tx, command, answer)
+
+    async def frames_by_tenant(self, tx: Transaction, header: str) -> dict[str, int]:
+        """Frames without a receipt, by the tenant that `header` in them names; those that name none are left out."""
+        cursor = await tx.raw.execute(
+            "SELECT headers ->> %(header)s, count(*) FROM outbox WHERE headers ? %(header)s GROUP BY 1",
+            {"header": header},
+        )
+        return dict(await cursor.fetchall())
 
     async def prune(self, tx: Transaction, retention: timedelta, *, limit: int) -> int:
         """Forget at most `limit` keys older than `retention`; returns how many."""

@@ -31,7 +31,7 @@ _RESPONSE_TYPES = ("text", "uuid", "uuid", "text", "text", "timestamptz")
 
 _SELECTED = (
     "r.id, r.batch, r.customer, r.item, r.providers, r.payload, r.submitted_at, r.answer_by, r.state, r.responses,"
-    " r.closed_at"
+    " r.closed_at, r.cause"
 )
 
 # The exact id wins, then the longest pattern. Every prefix of the item is looked up in the primary key, so it does not
@@ -79,6 +79,10 @@ _CLOSE = """
     UPDATE request SET state = new.state, closed_at = %(now)s
     FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(states)s::smallint[]) AS new (tenant, id, state)
     WHERE request.tenant = new.tenant AND request.id = new.id"""
+
+_WITHDRAW = """
+    UPDATE request SET state = %(withdrawn)s, closed_at = %(now)s, cause = %(cause)s
+    WHERE tenant = %(tenant)s AND id = ANY(%(ids)s)"""
 
 _RESPONSES = """
     SELECT request_id, id, provider, CASE WHEN room <= %(room)s THEN payload END, received_at
@@ -167,6 +171,11 @@ class RequestStore:
         await tx.raw.execute(_CLOSE, keys | {"states": [one.state.value for one in closings], "now": now})
         return closings
 
+    async def withdraw(self, tx: Transaction, tenant: str, ids: Sequence[UUID], now: datetime, cause: str) -> None:
+        """Mark requests that are locked as withdrawn."""
+        values = {"tenant": tenant, "ids": list(ids), "now": now, "cause": cause, "withdrawn": State.WITHDRAWN.value}
+        await tx.raw.execute(_WITHDRAW, values)
+
     async def find(self, tx: Transaction, tenant: str, any_id: UUID) -> Request | None:
         """The request with this id, or the one that the response with this id answers."""
         cursor = await tx.raw.execute(
@@ -245,7 +254,8 @@ def _fitting(sizes: Sequence[tuple[UUID, int]]) -> list[UUID]:
 
 
 def _request(row: Sequence[Any]) -> Request:
-    request_id, batch, customer, item, providers, payload, submitted_at, answer_by, state, responses, closed_at = row
+    request_id, batch, customer, item, providers, payload, submitted_at, answer_by, *outcome = row
+    state, responses, closed_at, cause = outcome
     return Request(
         id=request_id,
         batch=batch,
@@ -258,6 +268,7 @@ def _request(row: Sequence[Any]) -> Request:
         state=State(state),
         responses=responses,
         closed_at=closed_at,
+        cause=cause,
     )
 
 

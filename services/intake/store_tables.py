@@ -57,6 +57,8 @@ request = Table(
     Column("state", SmallInteger, nullable=False),
     Column("responses", Integer, nullable=False),
     Column("closed_at", _INSTANT),
+    # Why it was withdrawn.
+    Column("cause", Text, nullable=False, server_default=""),
     Index("request_batch", "tenant", "batch", "id"),
     Index("request_customer", "tenant", "customer", "id"),
     Index("request_item", "tenant", "item", "id"),

@@ -1,7 +1,10 @@
 """Intake's end of the links: commands go out in the transaction that accepts them, requests come back when due.
 
-    Acceptance.accept: claim key and sequence → prepare → pack → outbox → keep the answer → COMMIT → publish → wait
+    Acceptance.accept: claim key → prepare → sequence → pack → outbox → keep the answer → COMMIT → publish → wait
     Acceptance.accept_ready: the same, with nothing to prepare, in one transaction with other calls (stream_groups)
+
+The sequence is taken after `prepare` has its locks, so that of two commands on one request the later has the higher
+one: a withdrawal must cancel what the response just before it has sent.
 
 What a repeated call gets (same idempotency key, same content): the answer of the first call as far as it is known, at
 once. It waits for the first call's commit, but never for receipts: `is_applied` and the counts are those the first call
@@ -17,7 +20,7 @@ from carillon.link.v1 import link_pb2
 
 from libs.clock import Clock
 from libs.errors import Unavailable
-from libs.links.frames import Addressed, OutgoingFrame, Position
+from libs.links.frames import Outgoing, OutgoingFrame, Position, number
 from libs.links.receiver import Applied, IncomingFrame, PoisonFrame
 from libs.postgres import Database, Transaction
 from libs.telemetry.logs import get_logger
@@ -25,6 +28,7 @@ from services.intake import metrics
 from services.intake.commands import NOTHING, Command, EntryOutcome
 from services.intake.payloads import MAX_ANSWERS_BYTES
 from services.intake.requests import Closing
+from services.intake.stream_backlog import Backlogs, carrier_of
 from services.intake.stream_entries import Entries
 from services.intake.stream_groups import Expected, Groups
 
@@ -42,7 +46,7 @@ class Sender(Protocol):
 
     def check_room(self, receivers: Sequence[str]) -> None: ...
     def pack(
-        self, addressed: Sequence[Addressed], carrier: Mapping[str, str] | None = None
+        self, addressed: Sequence[Outgoing], carrier: Mapping[str, str] | None = None
     ) -> tuple[list[OutgoingFrame], list[Position]]: ...
     async def insert(self, tx: Transaction, frames: Sequence[OutgoingFrame]) -> None: ...
     def expect(self, frames: Sequence[OutgoingFrame]) -> Expected: ...
@@ -50,19 +54,11 @@ class Sender(Protocol):
     async def collect(self, expected: Expected, timeout: timedelta) -> Mapping[UUID, link_pb2.Receipt]: ...
 
 
-class Claim(Protocol):
-    """See services.intake.store.Claim."""
-
-    @property
-    def sequence(self) -> int: ...
-    @property
-    def answer(self) -> bytes | None: ...
-
-
 class Commands(Protocol):
     """What accepting needs of the store."""
 
-    async def claim(self, tx: Transaction, command: Command) -> Claim: ...
+    async def claim(self, tx: Transaction, command: Command) -> bytes | None: ...
+    async def next_sequence(self, tx: Transaction) -> int: ...
     async def claim_all(self, tx: Transaction, commands: Sequence[tuple[Command, bytes]]) -> list[int | None]: ...
     async def keep_answer(self, tx: Transaction, command: Command, answer: bytes) -> None: ...
     async def improve_answer(self, db: Database, command: Command, answer: bytes) -> None: ...
@@ -86,7 +82,7 @@ class Answer(Protocol):
     """The answer to a call, in the making."""
 
     @property
-    def entries(self) -> Sequence[Addressed]:
+    def entries(self) -> Sequence[Outgoing]:
         """What goes out because of the call."""
         ...
 
@@ -119,15 +115,16 @@ class _NothingAccepted(Exception):
 class Acceptance:
     """Makes commands durable and passes them on."""
 
-    def __init__(self, *, db: Database, sender: Sender, store: Commands) -> None:
+    def __init__(self, *, db: Database, sender: Sender, store: Commands, backlogs: Backlogs) -> None:
         self._db = db
         self._sender = sender
+        self._backlogs = backlogs
         self._store = store
         self._groups = Groups(db=db, sender=sender, store=store)
 
     async def accept_ready(self, command: Command, answer: AnswerT) -> AnswerT | bytes:
         """As `accept`, for what needs nothing of the database: it shares its transaction with others (group commit)."""
-        self._sender.check_room(command.receivers)
+        self._check_room(command)
         written = await self._groups.write(command, answer) if answer.entries else None
         if written is None:  # There is nothing to accept, or the key is taken.
 
@@ -144,22 +141,23 @@ class Acceptance:
     async def accept(self, command: Command, prepare: Callable[[Transaction], Awaitable[AnswerT]]) -> AnswerT | bytes:
         """Accept a command; returns its answer, or the serialized one of the call that it repeats.
 
-        `prepare` makes the state changes and the entries, in the transaction. Raises ResourceExhausted when a link is
-        full, AlreadyExists when the key had other content, Unavailable when Postgres is away. After the commit nothing
-        raises.
+        `prepare` makes the state changes and the entries, in the transaction. Raises ResourceExhausted when a link or
+        the tenant's share is full, AlreadyExists when the key had other content, Unavailable when Postgres is away.
+        After the commit nothing raises.
         """
-        self._sender.check_room(command.receivers)
+        self._check_room(command)
         answer: AnswerT | None = None
         try:
             async with self._db.transaction() as tx:
-                claim = await self._store.claim(tx, command)
-                if claim.answer is not None:
+                kept = await self._store.claim(tx, command)
+                if kept is not None:
                     metrics.REPEATS.labels(command.method).inc()
-                    return claim.answer
+                    return kept
                 answer = await prepare(tx)
                 if not answer.entries:
                     raise _NothingAccepted
-                frames, positions = await self._write(tx, answer.entries, claim.sequence)
+                sequence = await self._store.next_sequence(tx)
+                frames, positions = await self._write(tx, command.tenant, answer.entries, sequence)
                 if command.key:
                     await self._store.keep_answer(tx, command, answer.serialized())
         except _NothingAccepted:
@@ -174,12 +172,15 @@ class Acceptance:
             await self._settle(command, answer, expected, positions)
         return answer
 
+    def _check_room(self, command: Command) -> None:
+        self._sender.check_room(command.receivers)
+        self._backlogs.check_room(command.tenant)
+
     async def _write(
-        self, tx: Transaction, entries: Sequence[Addressed], sequence: int
+        self, tx: Transaction, tenant: str, entries: Sequence[Outgoing], sequence: int
     ) -> tuple[list[OutgoingFrame], list[Position]]:
-        for one in entries:
-            one.entry.sequence = sequence
-        frames, positions = self._sender.pack(entries)
+        number(entries, sequence)
+        frames, positions = self._sender.pack(entries, carrier_of(tenant))
         await self._sender.insert(tx, frames)
         return frames, positions
 
@@ -203,8 +204,8 @@ class Acceptance:
 
 
 def _count(command: Command, answer: Answer) -> None:
-    metrics.ITEMS.labels(command.method, "accepted").inc(answer.accepted)
-    metrics.ITEMS.labels(command.method, "refused").inc(answer.refused)
+    metrics.items_of(command.method, "accepted").inc(answer.accepted)
+    metrics.items_of(command.method, "refused").inc(answer.refused)
 
 
 def outcomes_of(receipts: Mapping[UUID, link_pb2.Receipt], positions: Sequence[Position]) -> list[EntryOutcome]:
@@ -261,8 +262,7 @@ class Closings:
         self, tx: Transaction, closings: Sequence[Closing], sequence: int
     ) -> list[OutgoingFrame]:
         summaries = [self._entries.summary(one) for one in closings]
-        for summary in summaries:
-            summary.entry.sequence = sequence
+        number(summaries, sequence)
         frames, _ = self._sender.pack(summaries)
         await self._sender.insert(tx, frames)
         for one in closings:

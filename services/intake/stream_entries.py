@@ -1,11 +1,13 @@
 """The entries that intake sends: what each command and each request turns into, and where it goes.
 
 Contents that callers send (scheduler.v1 messages) are carried as they came: they are checked at the door, and copying
-them field by field would cost more than everything else. What is made by the thousand is filled in where it stays:
-handing messages to constructors copies them at each level.
+them field by field would cost more than everything else. Notifications and timers, which come by the ten thousand, are
+not even made into messages: their pieces are serialised, and put together as protobuf would (libs.wire_format).
 """
 
+from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from uuid import UUID
 
 from carillon.link.v1 import link_pb2
@@ -13,14 +15,32 @@ from carillon.scheduler.v1 import timer_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.ids import derived_id
-from libs.links.frames import Addressed
+from libs.links.frames import Addressed, Encoded, Outgoing
 from libs.sharding import shard_of
 from libs.wire import to_timestamp
+from libs.wire_format import length, tag_of
 from services.intake.commands import Selection
 from services.intake.payloads import request_payload, response_payload, summary_payload
 from services.intake.requests import Closing, Request, Response
 
 REQUEST_ENTITY = "carillon:request:"
+
+_TENANT = tag_of(link_pb2.Entry, "tenant")
+_NOTIFICATION = tag_of(link_pb2.Entry, "notification")
+_NOTIFICATION_ID = tag_of(link_pb2.Notification, "id") + b"\x10"
+_CONTENT = tag_of(link_pb2.Notification, "content")
+_NOTIFICATION_ENTITY = tag_of(link_pb2.Notification, "entity")
+_OCCUR_TIME = tag_of(link_pb2.Notification, "occur_time")
+_NOTIFICATION_EXPIRE_TIME = tag_of(link_pb2.Notification, "expire_time")
+_TIMER = tag_of(link_pb2.Entry, "schedule_timer")
+_TIMER_ID = tag_of(link_pb2.ScheduleTimer, "id") + b"\x10"
+_TIMER_ENTITY = tag_of(link_pb2.ScheduleTimer, "entity")
+_TYPE = tag_of(link_pb2.ScheduleTimer, "type")
+_TARGET = tag_of(link_pb2.ScheduleTimer, "target")
+_TELL = tag_of(link_pb2.TimerTarget, "notification")
+_RAISE = tag_of(link_pb2.TimerTarget, "event")
+_TIMES = {name: tag_of(link_pb2.ScheduleTimer, name) for name in ("due_time", "expire_time", "accept_time")}
+_RULES = {name: tag_of(link_pb2.ScheduleTimer, name) for name in ("recurrence", "condition", "retry_policy")}
 
 
 class Entries:
@@ -32,61 +52,59 @@ class Entries:
     def notification(
         self,
         tenant: str,
-        notification_id: UUID,
-        content: timer_pb2.NotificationContent,
+        notification_id: bytes,
+        content: bytes,
         *,
         entity: str,
-        occur_time: Timestamp,
-        expire_time: Timestamp | None,
-    ) -> Addressed:
-        """Something happened."""
-        entry = link_pb2.Entry(tenant=tenant)
-        notification = entry.notification
-        notification.id = notification_id.bytes
-        notification.content.CopyFrom(content)
-        notification.entity = entity
-        notification.occur_time.CopyFrom(occur_time)
+        occur_time: bytes,
+        expire_time: bytes | None,
+    ) -> Encoded:
+        """Something happened. The id is 16 bytes; content and times are messages, serialised."""
+        about = entity.encode()
+        pieces = [
+            *(_NOTIFICATION_ID, notification_id, _CONTENT, length(content), content),
+            *(_NOTIFICATION_ENTITY, length(about), about, _OCCUR_TIME, length(occur_time), occur_time),
+        ]
         if expire_time is not None:
-            notification.expire_time.CopyFrom(expire_time)
-        return Addressed(receiver="digest", entry=entry)
+            pieces += (_NOTIFICATION_EXPIRE_TIME, length(expire_time), expire_time)
+        body = b"".join(pieces)
+        return Encoded(receiver="digest", body=b"".join((_of(tenant), _NOTIFICATION, length(body), body)))
 
     def timer(
         self,
         tenant: str,
-        timer_id: UUID,
+        timer_id: bytes,
         *,
         entity: str,
         type: str,  # noqa: A002 - the contract's word.
-        due_time: Timestamp | None,
-        recurrence: timer_pb2.Recurrence | None,
-        target: timer_pb2.Target,
-        condition: timer_pb2.Condition | None,
-        retry_policy: timer_pb2.RetryPolicy | None,
-        expire_time: Timestamp | None,
-        accept_time: Timestamp,
-    ) -> Addressed:
-        """Tell subscribers or a business service later; exactly one of `due_time` and `recurrence` is given."""
-        entry = link_pb2.Entry(tenant=tenant)
-        timer = entry.schedule_timer
-        timer.id = timer_id.bytes
-        timer.entity = entity
-        timer.type = type
-        if target.HasField("event"):
-            timer.target.event.CopyFrom(target.event)
-        else:
-            timer.target.notification.CopyFrom(target.notification)
-        if due_time is not None:
-            timer.due_time.CopyFrom(due_time)
-        if recurrence is not None:
-            timer.recurrence.CopyFrom(recurrence)
-            timer.accept_time.CopyFrom(accept_time)
-        if condition is not None:
-            timer.condition.CopyFrom(condition)
-        if retry_policy is not None:
-            timer.retry_policy.CopyFrom(retry_policy)
-        if expire_time is not None:
-            timer.expire_time.CopyFrom(expire_time)
-        return self._to_scheduler(entity, entry)
+        notification: bytes | None,
+        event: bytes | None,
+        times: Mapping[str, bytes],
+        rules: Mapping[str, bytes],
+    ) -> Encoded:
+        """Tell subscribers or a business service later: one of `notification` and `event`, serialised as all else is.
+
+        `times` are due_time, expire_time and accept_time, `rules` are recurrence, condition and retry_policy: those
+        there are; exactly one of due_time and recurrence is.
+        """
+        about, kind = entity.encode(), type.encode()
+        tag, told = (_RAISE, event) if notification is None else (_TELL, notification)
+        assert told is not None
+        target = b"".join((tag, length(told), told))
+        pieces = [
+            *(_TIMER_ID, timer_id, _TIMER_ENTITY, length(about), about, _TYPE, length(kind), kind),
+            *(_TARGET, length(target), target),
+        ]
+        for name, one in times.items():
+            pieces += (_TIMES[name], length(one), one)
+        for name, one in rules.items():
+            pieces += (_RULES[name], length(one), one)
+        body = b"".join(pieces)
+        return Encoded(
+            receiver="scheduler",
+            partition=shard_of(tenant, entity, self._shards),
+            body=b"".join((_of(tenant), _TIMER, length(body), body)),
+        )
 
     def cancel(self, tenant: str, selection: Selection, *, cause: str) -> list[Addressed]:
         """Cancel timers, and what there is in open digests: an entry to the scheduler, then one to digest."""
@@ -154,7 +172,7 @@ class Entries:
         trigger = link_pb2.TriggerBatch(batch=batch, window_start_time=start_time, window_end_time=end_time)
         return Addressed(receiver="digest", entry=link_pb2.Entry(tenant=tenant, trigger_batch=trigger))
 
-    def request(self, tenant: str, request: Request) -> list[Addressed]:
+    def request(self, tenant: str, request: Request) -> list[Outgoing]:
         """A request is open: a timer for its answer-by date, and one notification to each provider."""
         entity = f"{REQUEST_ENTITY}{request.id}"
         due = link_pb2.TimerTarget(request_due=link_pb2.RequestDue(request_id=request.id.bytes))
@@ -182,7 +200,7 @@ class Entries:
         ]
         return [self._to_scheduler(entity, link_pb2.Entry(tenant=tenant, schedule_timer=timer)), *told]
 
-    def response(self, tenant: str, request: Request, response: Response) -> Addressed:
+    def response(self, tenant: str, request: Request, response: Response) -> Outgoing:
         """A provider has answered: the customer hears."""
         return self._told(
             tenant,
@@ -194,7 +212,11 @@ class Entries:
             occurred_at=response.received_at,
         )
 
-    def summary(self, closing: Closing) -> Addressed:
+    def withdrawal(self, tenant: str, request: Request, *, cause: str) -> list[Addressed]:
+        """A request is taken back: whatever waits for anybody because of it goes, its answer-by date included."""
+        return self.cancel(tenant, Selection(entity=f"{REQUEST_ENTITY}{request.id}"), cause=cause)
+
+    def summary(self, closing: Closing) -> Outgoing:
         """The answer-by date has come: the customer hears everything. It occurs at that date, however late we are."""
         return self._told(
             closing.tenant,
@@ -217,21 +239,28 @@ class Entries:
         *,
         occurred_at: datetime,
         expires_at: datetime | None = None,
-    ) -> Addressed:
+    ) -> Outgoing:
         content = timer_pb2.NotificationContent(
             type=f"{request.batch}/{kind}", subscribers=[subscriber], payload=payload, group_key=request.item
         )
         return self.notification(
             tenant,
-            notification_id,
-            content,
+            notification_id.bytes,
+            content.SerializeToString(),
             entity=f"{REQUEST_ENTITY}{request.id}",
-            occur_time=to_timestamp(occurred_at),
-            expire_time=None if expires_at is None else to_timestamp(expires_at),
+            occur_time=to_timestamp(occurred_at).SerializeToString(),
+            expire_time=None if expires_at is None else to_timestamp(expires_at).SerializeToString(),
         )
 
     def _to_scheduler(self, entity: str, entry: link_pb2.Entry) -> Addressed:
         return Addressed(receiver="scheduler", partition=shard_of(entry.tenant, entity, self._shards), entry=entry)
+
+
+@lru_cache(1_024)
+def _of(tenant: str) -> bytes:
+    """An entry's field that says whose it is."""
+    name = tenant.encode()
+    return _TENANT + length(name) + name
 
 
 def _selector(selection: Selection) -> link_pb2.TimerSelector:

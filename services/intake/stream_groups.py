@@ -15,11 +15,11 @@ from typing import Protocol
 from uuid import UUID
 
 from libs.errors import Unavailable
-from libs.links.frames import Addressed, OutgoingFrame, Position
+from libs.links.frames import Outgoing, OutgoingFrame, Position, number
 from libs.links.receiver import Receipt
 from libs.postgres import Database, Transaction
-from libs.telemetry import traces
 from services.intake.commands import Command
+from services.intake.stream_backlog import carrier_of
 
 COMMITTERS = 2
 """Transactions under way at once: while Postgres works for one, this process packs the next."""
@@ -35,7 +35,7 @@ class Sender(Protocol):
     """What is needed of libs.links.sender."""
 
     def pack(
-        self, addressed: Sequence[Addressed], carrier: Mapping[str, str] | None = None
+        self, addressed: Sequence[Outgoing], carrier: Mapping[str, str] | None = None
     ) -> tuple[list[OutgoingFrame], list[Position]]: ...
     async def insert(self, tx: Transaction, frames: Sequence[OutgoingFrame]) -> None: ...
     def expect(self, frames: Sequence[OutgoingFrame]) -> Expected: ...
@@ -52,7 +52,7 @@ class Answer(Protocol):
     """The answer to a call, complete but for what its receipts will say."""
 
     @property
-    def entries(self) -> Sequence[Addressed]: ...
+    def entries(self) -> Sequence[Outgoing]: ...
     def serialized(self) -> bytes: ...
 
 
@@ -88,7 +88,8 @@ class Groups:
         Raises Unavailable when Postgres is away.
         """
         done: asyncio.Future[Written | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Member(command=command, answer=answer, carrier=traces.inject(), done=done))
+        carrier = carrier_of(command.tenant)
+        self._waiting.append(_Member(command=command, answer=answer, carrier=carrier, done=done))
         if len(self._committers) < COMMITTERS:
             self._committers.add(task := asyncio.create_task(self._commit_waiting()))
             task.add_done_callback(self._committers.discard)
@@ -128,8 +129,7 @@ class Groups:
             sequences = await self._store.claim_all(tx, answers)
             claimed = [(one, number) for one, number in zip(group, sequences, strict=True) if number is not None]
             for member, sequence in claimed:
-                for addressed in member.answer.entries:
-                    addressed.entry.sequence = sequence
+                number(member.answer.entries, sequence)
             frames, positions = self._pack([member for member, _ in claimed])
             await self._sender.insert(tx, frames)
         expected = self._sender.expect(frames) if any(one.command.timeout is not None for one in group) else {}

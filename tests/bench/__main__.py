@@ -2,6 +2,8 @@
 
     python -m tests.bench scheduler [--quick] [--only herd] [--shards 8]
     python -m tests.bench digest [--quick] [--only herd]
+    python -m tests.bench intake [--quick] [--only unary]
+    python -m tests.bench dispatch [--quick] [--only webhooks]
 
 Every figure is measured on fresh servers of its own, with real fsync, in a directory below var/bench that is deleted
 afterwards. A full run writes var/bench/<name>.json; one with --quick or --only writes <name>-partial.json, so that what
@@ -21,11 +23,11 @@ import uvloop
 from rich.console import Console
 from rich.markup import escape
 
-from tests.bench import digest, machine, report, scheduler
+from tests.bench import digest, dispatch, intake, machine, report, scheduler
 from tests.bench.report import Figure
 from tests.bench.rig import Rig, scratch
 
-_BENCHMARKS = {"scheduler": scheduler, "digest": digest}
+_BENCHMARKS = {"scheduler": scheduler, "digest": digest, "intake": intake, "dispatch": dispatch}
 _SHARDS = 8  # As the demo: on two cores fewer shards make larger frames.
 _LIMIT_S = 15 * 60
 """What one figure may take."""

@@ -12,7 +12,7 @@ from carillon.scheduler.v1 import timer_pb2
 from local.stack import Stack
 from tests.bench.digest_peer import CALL, TENANT, TYPES, DigestPeer, name, payload
 from tests.bench.report import Figure, at_least, at_most, formatted
-from tests.bench.rig import Rig, Spending, Stopwatch, query
+from tests.bench.rig import Rig, Spending, Split, Stopwatch, query
 
 _CALLERS = 8
 _LONG = timedelta(minutes=3)
@@ -151,7 +151,7 @@ async def herd(rig: Rig) -> list[Figure]:
         await query(stack, "CHECKPOINT")
         frames = peer.wake()
         rig.say(f"closing {windows:,} windows")
-        spending, watch = Spending(stack, "digest"), Stopwatch()
+        spending, watch = Split(stack, "digest"), Stopwatch()
         await peer.sender.publish(frames)
         await peer.until_delivered(windows, timeout=_LONG)
         took_s, spent = watch.elapsed_s, spending.told(windows, "digest")

@@ -54,6 +54,15 @@ def cpu_s(pid: int) -> float:
     return total
 
 
+def own_cpu_s(pid: int) -> float:
+    """CPU seconds of a process with all threads, without its children; 0 if it has ended."""
+    try:
+        fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(int(ticks) for ticks in fields[11:13]) / _TICKS
+
+
 def children(pid: int) -> list[int]:
     """Processes that a process's main thread has started, and that live."""
     try:

@@ -8,7 +8,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import psycopg
 
 from local.stack import Stack
-from tests.bench.machine import cpu_s
+from tests.bench.machine import children, cpu_s, own_cpu_s
 from tests.bench.report import DIRECTORY
 
 Row = tuple[Any, ...]
@@ -39,15 +39,20 @@ class Rig:
 
     @asynccontextmanager
     async def stack(
-        self, services: Sequence[str] = ("scheduler",), *, replicas: int = 1, shards: int | None = None
+        self,
+        services: Sequence[str] = ("scheduler",),
+        *,
+        replicas: int = 1,
+        shards: int | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Stack]:
-        """Fresh Postgres and NATS, and these services with their default settings; all gone afterwards."""
+        """Fresh Postgres and NATS, and these services with default settings but for `env`; all gone afterwards."""
         directory = Path(tempfile.mkdtemp(prefix="stack-", dir=self.directory))
         stack = Stack(
             directory,
             services=services,
             replicas={"scheduler": replicas},
-            env={"CARILLON_SHARDS": str(shards or self.shards)},
+            env={"CARILLON_SHARDS": str(shards or self.shards), **(env or {})},
         )
         try:
             await asyncio.to_thread(stack.start)
@@ -138,6 +143,36 @@ class Spending:
         """The same in words."""
         spent = ", ".join(f"{name} {us:.0f}" for name, us in self.per_timer_us(count).items())
         return f"Processor time per {of}, in µs: {spent}."
+
+
+class Split:
+    """The same of all that take part, each by itself: what renders apart, NATS and the benchmark included."""
+
+    def __init__(self, stack: Stack, service: str) -> None:
+        self._stack, self._service = stack, service
+        self._before = self._now()
+
+    def _now(self) -> dict[str, float]:
+        service = self._stack.replicas[self._service, 0].process.pid
+        postgres, nats = self._stack.postgres, self._stack.nats
+        assert service is not None
+        assert postgres is not None
+        assert postgres.pid is not None
+        assert nats is not None
+        assert nats.pid is not None
+        return {
+            self._service: own_cpu_s(service),
+            "its rendering processes": sum(map(own_cpu_s, children(service))),
+            "Postgres": cpu_s(postgres.pid),
+            "NATS": own_cpu_s(nats.pid),
+            "the benchmark itself": time.process_time(),
+        }
+
+    def told(self, count: int, of: str) -> str:
+        """In words."""
+        spent = {name: (now_s - self._before[name]) / count * 1e6 for name, now_s in self._now().items()}
+        each = ", ".join(f"{name} {us:.0f}" for name, us in spent.items())
+        return f"Processor time per {of}, in µs: {each}; together {sum(spent.values()):.0f}."
 
 
 class Stopwatch:

@@ -10,7 +10,7 @@ from typing import Self
 from carillon.link.v1 import link_pb2
 
 from libs.jetstream import Bus, Message
-from libs.links.frames import REPLY_HEADER, all_subjects, stream_name
+from libs.links.frames import REPLY_HEADER, all_subjects, decoded, stream_name
 from libs.settings import NatsSettings
 
 _FETCH_FRAMES = 64
@@ -73,7 +73,7 @@ class StandIn:
     async def _land(self, messages: Sequence[Message]) -> None:
         receipts: dict[str, link_pb2.Receipts] = {}
         for message in messages:
-            frame = link_pb2.Frame.FromString(message.data)
+            frame = decoded(message.data)
             await message.ack()
             receipts.setdefault(message.headers[REPLY_HEADER], link_pb2.Receipts()).receipts.add(
                 frame_id=frame.id, verdict=link_pb2.FRAME_VERDICT_APPLIED

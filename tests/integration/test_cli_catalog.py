@@ -164,6 +164,15 @@ async def test_json_is_for_programs(world: World) -> None:
     assert (await world.sync("--json")).code == 2
 
 
+async def test_a_service_that_formats_is_declared_and_must_be_registered(world: World) -> None:
+    """Digest names the field; nothing is stored of that type."""
+    (world.directory / "types.yaml").write_text(FILE.replace("retention: 30d", "formatting_service: crm"))
+    ran = await world.sync("--yes")
+    assert ran.code == 1
+    assert "notification_type.formatting_service 'crm' is not registered with digest (none is)" in ran.err
+    assert list(await world.types()) == ["trial/ended"]
+
+
 async def test_what_digest_refuses_is_told_and_does_not_stop_the_rest(world: World) -> None:
     """A schema that refers elsewhere: named with its field; the other type is stored."""
     broken = FILE.replace("{type: object, required: [day]}", "{$ref: 'https://example.com/a.json'}")

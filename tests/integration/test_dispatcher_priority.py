@@ -68,7 +68,7 @@ async def test_an_urgent_delivery_is_as_urgent_when_it_comes_back(rig: Rig, fail
         await rig.retry(id_of("one"))
     else:
         async with rig.db.transaction() as tx:
-            await rig.deliveries.redrive(tx, TENANT, [id_of("one")], now=rig.clock.now())
+            await rig.dead_letters.redrive(tx, TENANT, [id_of("one")], now=rig.clock.now())
     channel = ScriptedChannel()
     async with rig.sending(log=channel, claim_deliveries=1) as outcomes:
         await outcomes.until(4)

@@ -20,7 +20,7 @@ from libs.sharding import shard_of
 from libs.wire import from_timestamp
 from services.dispatcher import metrics, store
 from services.dispatcher.delivery import LANES, Letter, Permanent, Reason, Result, Retryable, Sent, State
-from services.dispatcher.loops import Housekeeping
+from services.dispatcher.loops_housekeeping import Housekeeping
 from services.dispatcher.pipeline import Settlement
 from services.dispatcher.store_queue import QueueStore
 from services.dispatcher.store_settings import KeyStore, SuppressionStore
@@ -237,7 +237,7 @@ async def test_what_is_in_doubt_is_held_where_the_policy_says_so(rig: Rig) -> No
     assert (attempt.reason, attempt.ended_at) == ("in_doubt", None)
 
     async with rig.db.transaction() as tx:
-        await rig.deliveries.redrive(tx, TENANT, [id_of("one")], now=NOON)
+        await rig.dead_letters.redrive(tx, TENANT, [id_of("one")], now=NOON)
     async with rig.sending(email=second, email_in_doubt="hold") as outcomes:
         await outcomes.until(1)
     assert await rig.outcomes_told() == [("held", "in_doubt"), ("sent", "")]

@@ -185,9 +185,9 @@ async def test_webhooks_share_connections() -> None:
                 status=503,
                 headers={"Date": "Thu, 04 Jul 2013 12:00:00 GMT", "Retry-After": "Thu, 04 Jul 2013 12:00:30 GMT"},
             ),
-            Retryable(Reason.DEFERRED, "503", timedelta(seconds=30)),
+            Retryable(Reason.SERVER_ERROR, "503", timedelta(seconds=30)),
         ),
-        (web.Response(status=503, headers={"Retry-After": "soon"}), Retryable(Reason.DEFERRED, "503")),
+        (web.Response(status=503, headers={"Retry-After": "soon"}), Retryable(Reason.SERVER_ERROR, "503")),
     ],
 )
 async def test_what_the_receiver_answers_decides(answer: web.Response, result: Result) -> None:

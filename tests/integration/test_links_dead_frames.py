@@ -235,7 +235,9 @@ def of_age(frame: OutgoingFrame, frame_id: UUID) -> OutgoingFrame:
 
 async def redrive(tx: Transaction, frame_ids: Sequence[UUID]) -> int:
     """As the receiver does it."""
-    return await dead.redrive(tx, frame_ids, receiver=RECEIVER, first_sweep=timedelta(0), retention=RETENTION)
+    sent, frames = await dead.redrive(tx, frame_ids, receiver=RECEIVER, first_sweep=timedelta(0), retention=RETENTION)
+    assert len(frames) == len(sent)
+    return len(sent)
 
 
 async def test_a_frame_older_than_the_inbox_remembers_is_put_aside(world: LinkWorld, open_bus: OpenBus) -> None:

@@ -27,6 +27,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
     provider = provider_of(TelemetrySettings(), Resource.get_empty(), SimpleSpanProcessor(exporter))
     monkeypatch.setattr("libs.telemetry.traces.trace.get_tracer", provider.get_tracer)
+    monkeypatch.setattr("libs.telemetry.traces.trace.get_tracer_provider", lambda: provider)
     yield exporter
     provider.shutdown()
 

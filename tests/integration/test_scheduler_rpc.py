@@ -234,6 +234,25 @@ async def test_timers_are_filtered_by_type_and_time(world: SchedulerWorld, stub:
     assert await hours(**times, type="b") == [2]
 
 
+async def test_timers_that_services_set_for_themselves_are_listed_only_when_asked_for(
+    world: SchedulerWorld, stub: Any
+) -> None:
+    """Pages are full and lead on however many lie between; a named entity needs no asking; shards count both."""
+    peer = world.peer
+    names = [f"carillon:window:{n}" if n % 4 else f"e{n}" for n in range(20)]
+    await peer.send(*(peer.timer(name, START + HOUR + n * SECOND) for n, name in enumerate(names)))
+    first = await stub.ListTimers(scheduler_pb2.ListTimersRequest(page_size=3))
+    assert [one.entity for one in first.timers] == ["e0", "e4", "e8"]
+    assert [one.entity for one in await listed(stub, page_size=3)] == ["e0", "e4", "e8", "e12", "e16"]
+    assert [one.entity for one in await listed(stub, page_size=3, include_internal=True)] == names
+    assert [one.entity for one in await listed(stub, entity="carillon:window:7")] == ["carillon:window:7"]
+    shards = (await stub.ListShards(scheduler_pb2.ListShardsRequest())).shards
+    assert (sum(one.pending for one in shards), sum(one.pending_internal for one in shards)) == (20, 15)
+    token = first.next_page_token
+    other = scheduler_pb2.ListTimersRequest(page_size=3, page_token=token, include_internal=True)
+    assert set(await violations_of(stub.ListTimers(other))) == {"page_token"}
+
+
 @pytest.mark.parametrize(
     ("request_", "fields"),
     [

@@ -87,6 +87,20 @@ def test_the_schema_follows_from_the_dataclass_and_digest_takes_it(payload: str,
     assert (schema.problem(payload) == "") is is_fine
 
 
+def test_a_service_may_be_named_to_format_a_type() -> None:
+    """In code; changing it is a difference like any other."""
+
+    @notification_type(id="orders/created", name="Order created", formatting_service="crm")
+    @dataclass
+    class Formatted:
+        order: str
+
+    after = declaration_of(Formatted)
+    assert after.formatting_service == "crm"
+    (change,) = changes([after], {after.id: after.model_copy(update={"formatting_service": ""})})
+    assert change.differences == (Difference(field="formatting_service", stored="", declared="crm"),)
+
+
 def test_a_subclass_does_not_declare_its_bases_type_again() -> None:
     """Only a class that is decorated itself is a type."""
 

@@ -70,6 +70,54 @@ def test_no_subject_makes_a_second_header(subject: str) -> None:
     assert clean_subject(subject).isprintable()
 
 
+_BODY = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=600)
+
+
+@given(text=_BODY, html=_BODY)
+def test_every_body_is_read_again_as_it_was_written(text: str, html: str) -> None:
+    """Whatever is in them: dots, boundaries, long lines, spaces at line ends, other scripts."""
+    mail = composed(replace(MAIL, text=f"{text}.", html=f"<p>{html}</p>"))
+    for kind, given_ in (("plain", f"{text}."), ("html", f"<p>{html}</p>")):
+        body = mail.get_body((kind,))
+        assert body is not None
+        assert body.get_payload(decode=True) == given_.replace("\n", "\r\n").encode()
+        assert not body.defects
+    assert not mail.defects
+
+
+@pytest.mark.parametrize(
+    "body", ["x" * 5_000, ".\n..\n--=_00000000000000000000000000000001--\n", "a \n\tb\t\n", "grüße 🔔\n"]
+)
+def test_lines_on_the_wire_are_short_ascii_and_end_in_crlf(body: str) -> None:
+    """No server has to break, refuse or re-encode anything, whatever it supports."""
+    raw = compose(Letter(delivery=replace(MAIL, text=body, html=body), created_at=NOW, signed_at=NOW), SENDER)
+    lines = raw.split(b"\r\n")
+    assert raw.isascii()
+    assert max(map(len, lines)) <= 78
+    assert not any(b"\n" in line or b"\r" in line for line in lines)
+
+
+def test_two_copies_are_the_same_to_the_byte() -> None:
+    """A second copy after a crash is the same mail; nothing in it is made up anew."""
+    letter = Letter(delivery=MAIL, created_at=NOW, signed_at=NOW)
+    assert compose(letter, SENDER) == compose(letter, SENDER)
+
+
+@pytest.mark.parametrize(
+    "subject", ["=?utf-8?q?Bcc?= x", "Grüße an alle, die lange auf ihren Flug warten müssen " * 4, "a" * 255]
+)
+def test_a_subject_is_read_as_it_was_written(subject: str) -> None:
+    """Also what only looks encoded, and what is longer than a line."""
+    assert composed(replace(MAIL, subject=subject))["Subject"] == clean_subject(subject)
+
+
+def test_a_sender_in_another_script_is_encoded() -> None:
+    """Its name is what people read."""
+    raw = compose(Letter(delivery=MAIL, created_at=NOW, signed_at=NOW), replace(SENDER, name="Grüße"))
+    mail = email.message_from_bytes(raw, policy=email.policy.default)
+    assert mail["From"].addresses[0].display_name == "Grüße"
+
+
 def test_an_address_with_a_line_break_is_never_composed() -> None:
     """Even if the pipeline let it through."""
     with pytest.raises(ValueError, match="address"):

@@ -1,5 +1,6 @@
 """libs.ids and libs.sharding."""
 
+import pickle
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -9,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from libs.errors import InvalidArgument
-from libs.ids import derived_id, id_floor, id_time, new_id, parse_id
+from libs.ids import derived_id, id_floor, id_of, id_time, new_id, parse_id
 from libs.sharding import shard_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -48,6 +49,25 @@ def test_derived_ids_are_the_same_for_ever() -> None:
     """They are stored, and found again by deriving them."""
     window = UUID("0190b6f2-0000-7000-8000-000000000001")
     assert derived_id("window-timer", window) == UUID("9cdf0012-ba31-5619-82a3-74d88a1ba6d2")
+
+
+@given(st.binary(min_size=16, max_size=16))
+def test_an_id_of_bytes_is_like_any_other(id_bytes: bytes) -> None:
+    """Made by a short cut: equal, of the same hash, printed, sorted and sent alike."""
+    made, other = id_of(id_bytes), UUID(bytes=id_bytes)
+    assert made == other
+    assert (hash(made), str(made), repr(made), made.bytes, made.is_safe) == (
+        *(hash(other), str(other), repr(other)),
+        *(other.bytes, other.is_safe),
+    )
+    assert pickle.loads(pickle.dumps(made)) == other
+
+
+@pytest.mark.parametrize("length", [0, 15, 17])
+def test_an_id_has_sixteen_bytes(length: int) -> None:
+    """Less or more is no id."""
+    with pytest.raises(ValueError, match="16 bytes"):
+        id_of(bytes(length))
 
 
 parts_of_ids = st.lists(st.text("ab\x1e\x1f01", max_size=4), min_size=1, max_size=3)

@@ -11,7 +11,7 @@ import pytest
 from carillon.link.v1 import link_pb2
 
 from libs.errors import Unavailable
-from libs.links.frames import Addressed, OutgoingFrame, Position, pack
+from libs.links.frames import Addressed, Outgoing, OutgoingFrame, Position, pack
 from libs.postgres import Database, Transaction
 from services.intake.commands import Command
 from services.intake.stream_groups import MAX_CALLS, Groups, Written
@@ -22,7 +22,7 @@ class Call:
     """An answer with one entry for digest."""
 
     name: str = ""
-    entries: list[Addressed] = field(default_factory=list)
+    entries: list[Outgoing] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         entry = link_pb2.Entry(notification=link_pb2.Notification(entity=self.name))
@@ -56,7 +56,7 @@ class World:
         self.transactions.append(frames)
 
     def pack(
-        self, addressed: Sequence[Addressed], carrier: Mapping[str, str] | None = None
+        self, addressed: Sequence[Outgoing], carrier: Mapping[str, str] | None = None
     ) -> tuple[list[OutgoingFrame], list[Position]]:
         """As libs.links.sender."""
         return pack("intake", addressed, dict(carrier or {}))

@@ -40,7 +40,7 @@ def verdict(one: Response, request: Request = REQUEST) -> str:
         (State.ANSWERED, ""),
         (State.CLOSED, "REQUEST_OVER"),
         (State.EXPIRED, "REQUEST_OVER"),
-        (State.WITHDRAWN, "REQUEST_OVER"),
+        (State.WITHDRAWN, "REQUEST_WITHDRAWN"),
     ],
 )
 def test_only_a_request_that_is_not_over_takes_responses(state: State, reason: str) -> None:

@@ -15,6 +15,7 @@ from libs.rpc import Deadline, Principal
 from libs.rpc_context import acting
 from services.intake import rpc_items
 from services.intake.rpc import SLOW_CEL_CHARACTERS, SLOW_ITEMS, IntakeRpc
+from services.intake.rpc_limits import RateLimit
 from tests.support.clock import ManualClock
 
 WEEKLY = timer_pb2.Recurrence(rrule="FREQ=WEEKLY")
@@ -72,6 +73,7 @@ async def schedule(items: Sequence[intake_pb2.Schedule]) -> None:
         acceptance=Acceptance(),
         entries=cast(Any, None),
         requests=cast(Any, None),
+        rate=RateLimit(rate=0, burst=1_000),
         answer_margin=timedelta(0),
     )
     with acting(Principal(tenant="t", subject="s"), deadline=Deadline.after(timedelta(seconds=10))):

@@ -53,7 +53,9 @@ SPLITTABLE = ("rpc", "stream", "store", "loops")
 
 # Edges under a domain name: they speak a protocol of the outside world.
 ADAPTERS = {
+    ("dispatcher", "apprise"): "the channel through Apprise",
     ("dispatcher", "smtp"): "the SMTP channel",
+    ("dispatcher", "traffic"): "rates and breakers, whose libraries keep time themselves",
     ("dispatcher", "webhook"): "the webhook channel",
 }
 

@@ -1,5 +1,6 @@
 """libs.links.frames: packing and parsing."""
 
+import zlib
 from uuid import UUID, uuid4
 
 import pytest
@@ -21,6 +22,8 @@ from libs.links.frames import (
     stream_name,
     subject_of,
 )
+
+FRAME = link_pb2.Frame(id=new_id().bytes, sender="intake", receiver="digest").SerializeToString()
 
 
 def entry(number: int, size_bytes: int = 0) -> link_pb2.Entry:
@@ -124,6 +127,37 @@ def test_what_is_no_frame_for_us_is_refused(payload: bytes, reason: str) -> None
     """With a reason that somebody will read in dead_frame."""
     with pytest.raises(BadFrame, match=reason):
         parse_frame(payload, receiver="digest")
+
+
+def test_a_frame_of_documents_is_compressed_and_read_all_the_same() -> None:
+    """What is rendered repeats itself; commands are small, and not worth the time."""
+    bodies = [f"<table>{number}" + "<tr><td>an order</td></tr>" * 1_000 for number in range(3)]
+    (documents,), _ = pack("digest", [_delivery(one) for one in bodies], {})
+    (commands,), _ = pack("digest", [_delivery("short") for _ in bodies], {})
+    assert len(documents.payload) < 2_000
+    assert b"short" in commands.payload
+    _, message = parse_frame(documents.payload, receiver="dispatcher")
+    assert [one.delivery.html for one in message.entries] == bodies
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (zlib.compress(FRAME)[:-4], "cut off or too large"),
+        (zlib.compress(bytes(64 << 20)), "cut off or too large"),
+        (b"\x78\x01 not so", "compressed, but not well"),
+        (zlib.compress(b"\xff no frame"), "not a Frame message"),
+    ],
+    ids=["cut off", "a bomb", "garbage", "something else"],
+)
+def test_what_is_compressed_badly_is_refused(payload: bytes, reason: str) -> None:
+    """In little memory: a frame unpacks to a few MiB at most."""
+    with pytest.raises(BadFrame, match=reason):
+        parse_frame(payload, receiver="digest")
+
+
+def _delivery(html: str) -> Addressed:
+    return Addressed(receiver="dispatcher", entry=link_pb2.Entry(delivery=link_pb2.Delivery(html=html)))
 
 
 @given(st.binary(max_size=200))

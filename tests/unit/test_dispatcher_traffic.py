@@ -1,0 +1,210 @@
+"""Rates and circuit breakers of destinations, on a clock that the test moves."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import throttled.utils
+from pydantic import ValidationError
+
+from services.dispatcher import metrics
+from services.dispatcher.delivery import Hold, Reason
+from services.dispatcher.settings import TrafficSettings
+from services.dispatcher.traffic import Traffic
+
+SECOND = timedelta(seconds=1)
+HOOK = ("webhook", "example.com:443")
+RELAY = ("email", "")
+
+
+class Street:
+    """Traffic whose time stands still."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.at_s = 1_000.0
+        given: dict[str, Any] = {
+            "breaker_failures": 3,
+            "breaker_open": 10 * SECOND,
+            "breaker_open_longest": 35 * SECOND,
+        } | settings
+        self.traffic = Traffic(TrafficSettings(**given), now_s=lambda: self.at_s)
+
+    def fail(self, place: tuple[str, str] = HOOK, times: int = 1, **fields: Any) -> None:
+        for _ in range(times):
+            self.traffic.end(*place, is_outage=True, **fields)
+
+    def work(self, place: tuple[str, str] = HOOK) -> None:
+        self.traffic.end(*place, is_outage=False)
+
+
+def held(seconds: float) -> Hold:
+    """Held by a breaker."""
+    return Hold(Reason.BREAKER_OPEN, timedelta(seconds=seconds))
+
+
+def test_a_breaker_opens_after_failures_in_a_row_only() -> None:
+    """A success in between starts the count anew, and other destinations are not touched."""
+    street = Street()
+    street.fail(times=2)
+    street.work()
+    street.fail(times=2)
+    assert street.traffic.take(*HOOK) is None
+    street.fail()
+    assert street.traffic.take(*HOOK) == held(10)
+    assert street.traffic.take("webhook", "example.org:443") is None
+
+
+def test_an_open_breaker_lets_one_attempt_through_when_its_time_is_over() -> None:
+    """Whatever else there is waits for what comes of that one."""
+    street = Street()
+    street.fail(times=3)
+    street.at_s += 9.5
+    assert street.traffic.take(*HOOK) == held(0.5)
+    street.at_s += 0.5
+    assert street.traffic.take(*HOOK) is None
+    assert street.traffic.take(*HOOK) == held(0)
+    assert street.traffic.probed() == ["example.com:443"]
+
+
+def test_the_attempt_that_works_closes_the_breaker_and_says_so_once() -> None:
+    """What is parked for the destination can then be let go."""
+    street = Street()
+    street.fail(times=3)
+    street.at_s += 10
+    assert street.traffic.take(*HOOK) is None
+    street.work()
+    assert street.traffic.take(*HOOK) is None
+    assert street.traffic.probed() == []
+    assert street.traffic.take_closed() == {HOOK}
+    assert street.traffic.take_closed() == set()
+
+
+def test_each_failure_of_that_attempt_doubles_the_time_up_to_the_longest() -> None:
+    """Ten seconds, twenty, then the longest; and ten again after it has worked."""
+    street, waits = Street(), []
+    street.fail(times=3)
+    for _ in range(4):
+        hold = street.traffic.take(*HOOK)
+        assert hold is not None
+        waits.append(hold.wait.total_seconds())
+        street.at_s += waits[-1]
+        assert street.traffic.take(*HOOK) is None
+        street.fail()
+    assert waits == [10, 20, 35, 35]
+    street.at_s += 35
+    street.traffic.take(*HOOK)
+    street.work()
+    street.fail(times=3)
+    assert street.traffic.take(*HOOK) == held(10)
+
+
+def test_a_destination_that_names_a_time_is_left_alone_for_it() -> None:
+    """Retry-After, up to the longest."""
+    street = Street()
+    street.fail(times=2)
+    street.fail(retry_after=25 * SECOND)
+    assert street.traffic.take(*HOOK) == held(25)
+    other = Street()
+    other.fail(times=3, retry_after=timedelta(hours=9))
+    assert other.traffic.take(*HOOK) == held(35)
+
+
+def test_what_ends_while_the_breaker_is_open_changes_nothing() -> None:
+    """Attempts from before it opened come in late; neither their failures nor their successes move it."""
+    street = Street()
+    street.fail(times=3)
+    street.work()
+    street.fail(times=5)
+    assert street.traffic.take(*HOOK) == held(10)
+
+
+def test_an_attempt_that_is_not_made_after_all_leaves_the_place_free() -> None:
+    """The claim may be rolled back; the next one tries instead."""
+    street = Street()
+    street.fail(times=3)
+    street.at_s += 10
+    assert street.traffic.take(*HOOK) is None
+    street.traffic.leave(*HOOK)
+    assert street.traffic.take(*HOOK) is None
+
+
+def test_a_channel_with_one_destination_gets_no_places_while_that_fails() -> None:
+    """Its deliveries stay in the queue as they are; then one place, then all."""
+    street = Street()
+    street.fail(RELAY, times=3)
+    assert street.traffic.places("email", 32) == 0
+    assert street.traffic.places("webhook", 32) == 32
+    street.at_s += 10
+    assert street.traffic.places("email", 32) == 1
+    assert street.traffic.take(*RELAY) is None
+    assert street.traffic.places("email", 32) == 0
+    street.work(RELAY)
+    assert street.traffic.places("email", 32) == 32
+    assert street.traffic.take_closed() == set()
+
+
+def test_breakers_can_be_switched_off() -> None:
+    """With 0 failures nothing is ever left alone."""
+    street = Street(breaker_failures=0)
+    street.fail(times=100)
+    assert street.traffic.take(*HOOK) is None
+
+
+def test_memory_of_destinations_is_bounded() -> None:
+    """The one that failed longest ago is forgotten, and the gauge of open ones follows (INV-9)."""
+    street = Street(destinations=3)
+    gauge = metrics.OPEN_BREAKERS.labels("webhook")
+    before = gauge._value.get()
+    for n in range(4):
+        street.fail(("webhook", f"host{n}:443"), times=3)
+    assert gauge._value.get() == before + 3
+    assert street.traffic.take("webhook", "host0:443") is None
+    assert street.traffic.take("webhook", "host1:443") is not None
+    assert len(street.traffic._breakers) == 3
+
+
+def test_a_destination_that_works_costs_no_memory() -> None:
+    """Books are kept of failures only."""
+    street = Street()
+    street.fail()
+    street.work()
+    assert len(street.traffic._breakers) == 0
+
+
+@pytest.fixture
+def time_stands(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The rate library's clock; its only item is the time in seconds."""
+    now = [1_000.0]
+    monkeypatch.setattr(throttled.utils, "now_mono_f", lambda: now[0])
+    return now
+
+
+def test_a_channel_gets_as_many_places_as_its_rate_has_left(time_stands: list[float]) -> None:
+    """Eight a second: eight now, and one for each eighth of a second after that."""
+    street = Street(email_rate="8/s")
+    assert street.traffic.places("email", 32) == 8
+    assert [street.traffic.take(*RELAY) for _ in range(8)] == [None] * 8
+    assert street.traffic.places("email", 32) == 0
+    time_stands[0] += 0.4
+    assert street.traffic.places("email", 32) == 3
+    assert street.traffic.places("webhook", 32) == 32
+
+
+def test_what_is_above_the_rate_of_a_destination_is_put_off_one_after_the_other(time_stands: list[float]) -> None:
+    """Each has a time of its own, so that they do not all come back for the first token."""
+    street = Street(destination_rate="2/s")
+    street.traffic.places("webhook", 32)
+    holds = [street.traffic.take(*HOOK) for _ in range(5)]
+    assert holds[:2] == [None, None]
+    assert all(hold is not None and hold.reason is Reason.RATE for hold in holds[2:])
+    assert [hold.wait.total_seconds() for hold in holds[2:] if hold] == pytest.approx([0.5, 1.0, 1.5])
+    assert street.traffic.take("webhook", "example.org:443") is None
+    time_stands[0] += 0.5
+    assert street.traffic.take(*HOOK) is None
+
+
+@pytest.mark.parametrize("rate", ["fast", "10", "0/s", "10/s, 5/s"])
+def test_a_rate_that_is_none_is_refused_at_the_start(rate: str) -> None:
+    """With words that say what one looks like."""
+    with pytest.raises(ValidationError, match="14/s"):
+        TrafficSettings(email_rate=rate)
