@@ -4,6 +4,7 @@ An address that fails here never reaches a header, a command or a resolver.
 """
 
 import re
+from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import SplitResult, urlsplit
 
@@ -15,6 +16,8 @@ MAX_ADDRESS = 2_048
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u0080-\U0010ffff-]+"
 _LABEL = r"[A-Za-z0-9\u0080-\U0010ffff](?:[A-Za-z0-9\u0080-\U0010ffff-]{0,61}[A-Za-z0-9\u0080-\U0010ffff])?"
 _EMAIL = re.compile(rf"(?P<local>{_ATOM}(?:\.{_ATOM})*)@(?P<domain>{_LABEL}(?:\.{_LABEL})*)")
+# Apprise itself takes several URLs in one text, apart by commas or spaces, wherever another schema follows.
+_APPRISE = re.compile(r"[a-z][a-z0-9]{1,31}://(?:(?!://)[!-~])+")
 _PORTS = {"http": 80, "https": 443}
 _NAT64 = IPv6Network("64:ff9b::/96")
 
@@ -28,6 +31,8 @@ def is_valid_address(channel: str, address: str) -> bool:
             return is_email(address)
         case "webhook":
             return webhook_url(address) is not None
+        case "apprise":
+            return apprise_parts(address) is not None
         case _:
             return True
 
@@ -49,10 +54,27 @@ def webhook_url(address: str) -> SplitResult | None:
     return parts if is_url and " " not in address and "\\" not in address else None
 
 
+def apprise_parts(address: str) -> SplitResult | None:
+    """The parts of one URL of Apprise's, `schema://…`; None for anything else, such as several in one."""
+    match = _APPRISE.fullmatch(address)
+    if match is None:
+        return None
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return None
+
+
 def destination_of(channel: str, address: str) -> str:
-    """What concurrency is bounded by within a channel: a webhook's `host:port`. Empty: by the channel alone."""
-    parts = webhook_url(address) if channel == "webhook" else None
-    return f"{parts.hostname}:{parts.port or _PORTS[parts.scheme]}" if parts is not None else ""
+    """What concurrency, rates and breakers are kept by within a channel. Empty: by the channel alone.
+
+    A webhook's `host:port`. An Apprise address as a whole, by a digest, because it is a secret.
+    """
+    if channel == "webhook" and (parts := webhook_url(address)) is not None:
+        return f"{parts.hostname}:{parts.port or _PORTS[parts.scheme]}"
+    if channel == "apprise" and (parts := apprise_parts(address)) is not None:
+        return f"{parts.scheme}:{sha256(address.encode()).hexdigest()[:16]}"
+    return ""
 
 
 def is_public(host: str) -> bool:

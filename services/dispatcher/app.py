@@ -6,17 +6,21 @@ from libs.backoff import Backoff
 from libs.service import Runtime, Service
 from libs.telemetry.logs import get_logger
 from services.dispatcher import metrics, rpc
+from services.dispatcher.apprise import AppriseChannel
 from services.dispatcher.delivery import LANES, Channel
 from services.dispatcher.log import LogChannel
-from services.dispatcher.loops import Housekeeping, SendingLoop
+from services.dispatcher.loops import SendingLoop
+from services.dispatcher.loops_housekeeping import Housekeeping
 from services.dispatcher.pipeline import Policy
 from services.dispatcher.room import Room
 from services.dispatcher.settings import DispatcherSettings, DispatchSettings
 from services.dispatcher.smtp import SmtpChannel
+from services.dispatcher.store_dead_letters import DeadLetterStore
 from services.dispatcher.store_deliveries import DeliveryStore
 from services.dispatcher.store_queue import QueueStore
 from services.dispatcher.store_settings import KeyStore, SuppressionStore
 from services.dispatcher.stream import Outcomes, Stream
+from services.dispatcher.traffic import Traffic
 from services.dispatcher.webhook import WebhookChannel
 
 log = get_logger(__name__)
@@ -34,7 +38,8 @@ async def build(runtime: Runtime, settings: DispatcherSettings) -> Service:
         outcomes=Outcomes(sender=runtime.sender, sequences=deliveries, shards=runtime.shards),
         channels=channels,
         policy=policy_of(settings.dispatch, frozenset(channels)),
-        room=room_of(settings.dispatch),
+        room=room_of(settings.dispatch, apprise=settings.apprise.concurrency),
+        traffic=Traffic(settings.traffic),
         settings=settings.dispatch,
         replica=runtime.replica,
     )
@@ -43,6 +48,7 @@ async def build(runtime: Runtime, settings: DispatcherSettings) -> Service:
         db=runtime.db,
         clock=runtime.clock,
         deliveries=deliveries,
+        dead_letters=DeadLetterStore(),
         suppressions=SuppressionStore(),
         keys=keys,
         on_work=sending.wake,
@@ -60,7 +66,14 @@ def channels_of(settings: DispatcherSettings) -> Mapping[str, Channel]:
     webhook = WebhookChannel(settings.webhook, connections=settings.dispatch.webhook_concurrency)
     if not webhook.is_signing:
         log.warning("Webhooks are not signed, because there is no secret.")
-    return {"email": SmtpChannel(settings.smtp), "webhook": webhook, "log": LogChannel(write=log.info)}
+    channels: dict[str, Channel] = {
+        "email": SmtpChannel(settings.smtp),
+        "webhook": webhook,
+        "log": LogChannel(write=log.info),
+    }
+    if settings.apprise.schemas:
+        channels["apprise"] = AppriseChannel(settings.apprise)
+    return channels
 
 
 def policy_of(settings: DispatchSettings, channels: frozenset[str]) -> Policy:
@@ -71,12 +84,20 @@ def policy_of(settings: DispatchSettings, channels: frozenset[str]) -> Policy:
         max_age=settings.max_age,
         max_retry_after=settings.max_retry_after,
         backoff=Backoff(first=settings.backoff_first, longest=settings.backoff_longest),
-        doubt={"email": settings.email_in_doubt, "webhook": settings.webhook_in_doubt},
+        doubt={
+            "email": settings.email_in_doubt,
+            "webhook": settings.webhook_in_doubt,
+            "apprise": settings.apprise_in_doubt,
+        },
     )
 
 
-def room_of(settings: DispatchSettings) -> Room:
+def room_of(settings: DispatchSettings, *, apprise: int) -> Room:
     """Every lane has places, also those that no channel serves, so that what is in them gets its verdict."""
     limits = dict.fromkeys(LANES, settings.claim_deliveries)
-    limits |= {"email": settings.email_concurrency, "webhook": settings.webhook_concurrency}
+    limits |= {
+        "email": settings.email_concurrency,
+        "webhook": settings.webhook_concurrency,
+        "apprise": apprise,
+    }
     return Room(limits=limits, per_destination=settings.destination_concurrency)

@@ -61,9 +61,13 @@ class Reason(StrEnum):
     NONE = ""
     # Decided before sending.
     SUPPRESSED = "suppressed"
+    BOUNCED = "bounced"
+    UNSUBSCRIBED = "unsubscribed"
     EXPIRED = "expired"
     UNSUPPORTED = "unsupported"
     ADDRESS_INVALID = "address_invalid"
+    RATE = "rate"
+    BREAKER_OPEN = "breaker_open"
     CONTENT_EMPTY = "content_empty"
     IN_DOUBT = "in_doubt"
     # Decided after an attempt.
@@ -90,7 +94,10 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
-    """One message to one address, as digest asked for it; `html`, `text`, `json` are empty where there is none."""
+    """One message to one address, as digest asked for it; `html`, `text`, `json` are empty where there is none.
+
+    `list_id` is what its reader can unsubscribe from, empty when something in it is mandatory.
+    """
 
     tenant: str
     id: UUID
@@ -104,6 +111,7 @@ class Delivery:
     json: str = ""
     expires_at: datetime | None = None
     priority: Priority = Priority.NORMAL
+    list_id: str = ""
 
     @property
     def key(self) -> tuple[str, UUID]:
@@ -143,17 +151,33 @@ class Retryable:
 
 @dataclass(frozen=True, slots=True)
 class Permanent:
-    """It will never work as it is."""
+    """It will never work as it is. `is_bounce`: nor will anything else to this address, because there is none."""
 
     reason: Reason
     reply: str = ""
+    is_bounce: bool = False
 
 
 Result: TypeAlias = Sent | Retryable | Permanent
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Not now: why, and for how long at least, in real time. Costs no attempt."""
+
+    reason: Reason
+    wait: timedelta
+
+
 class Channel(Protocol):
-    """A way out. One small module each; app.py names them, nothing else knows which there are."""
+    """A way out. One small module each; app.py names them, nothing else knows which there are.
+
+    `outages` are the reasons that speak of the destination as a whole, not of one message: enough of them in a row open
+    its circuit breaker.
+    """
+
+    @property
+    def outages(self) -> frozenset[Reason]: ...
 
     def send(self, letter: Letter) -> Awaitable[Result]:
         """Try once, in bounded time. An error is a Result; what is raised is a bug."""

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 
-from services.dispatcher.delivery import Letter, Result, Sent
+from services.dispatcher.delivery import Letter, Reason, Result, Sent
 
 MAX_TEXT = 1_000
 
 
 class LogChannel:
     """Always works. `write` takes a sentence and fields."""
+
+    outages: frozenset[Reason] = frozenset()
 
     def __init__(self, *, write: Callable[..., object]) -> None:
         self._write = write

@@ -1,7 +1,7 @@
-"""The sending loop: claim, send, record; and what keeps claims alive and the tables short.
+"""The sending loop: claim, send, record; and what keeps claims alive.
 
     claim   one transaction: lock what is due, let the pipeline decide, commit the intent to send
-    send    everything claimed at once, in tasks of its own; bounded by `Room` before it is claimed
+    send    everything claimed at once, in tasks of its own; bounded by `Room` and `Traffic` before it is claimed
     record  one transaction for what has finished meanwhile: states, outcomes to digest, retry timers to the scheduler
 
 What a crash leaves behind is in the queue with a claim that runs out; the next claim finds it in doubt. A graceful stop
@@ -15,6 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -25,8 +26,8 @@ from libs.links.frames import OutgoingFrame
 from libs.postgres import Database, Transaction
 from services.dispatcher import metrics
 from services.dispatcher.addresses import destination_of
-from services.dispatcher.delivery import LANES, Channel, Reason, Result, Retryable, Sent, State, lane_of
-from services.dispatcher.pipeline import Candidate, Policy, Settlement, conclude, judge
+from services.dispatcher.delivery import LANES, Channel, Hold, Reason, Result, Retryable, Sent, State, lane_of
+from services.dispatcher.pipeline import Candidate, Policy, Settlement, conclude, judge, outlived
 from services.dispatcher.room import Room
 from services.dispatcher.settings import DispatchSettings
 
@@ -36,9 +37,7 @@ Key = tuple[str, UUID]
 
 _RETRY_S = 0.25
 _RECORD_SETTLEMENTS = 500
-_HOUSEKEEPING_S = 5.0
-_KEY_RETENTION = timedelta(days=7)
-_FORGET_KEYS = 10_000
+_RELEASE = 2_000
 
 
 class Queue(Protocol):
@@ -48,10 +47,22 @@ class Queue(Protocol):
     async def claim(
         self, tx: Transaction, candidates: Sequence[Candidate], *, by: str, claim_time: timedelta, now: datetime
     ) -> None: ...
+    async def postpone(self, tx: Transaction, held: Sequence[tuple[Candidate, timedelta]]) -> None: ...
+    async def release(self, tx: Transaction, *, lane: str, destination: str, limit: int) -> int: ...
     async def settle(self, tx: Transaction, settlements: Sequence[Settlement]) -> set[Key]: ...
     async def renew(self, tx: Transaction, candidates: Sequence[Candidate], *, claim_time: timedelta) -> None: ...
     async def give_back(self, tx: Transaction, candidates: Sequence[Candidate]) -> None: ...
-    async def backlog(self, tx: Transaction) -> dict[str, tuple[int, float]]: ...
+
+
+class Traffic(Protocol):
+    """What the loop needs of rates and breakers; see traffic.py."""
+
+    def places(self, lane: str, free: int) -> int: ...
+    def probed(self) -> list[str]: ...
+    def take(self, lane: str, destination: str) -> Hold | None: ...
+    def leave(self, lane: str, destination: str) -> None: ...
+    def end(self, lane: str, destination: str, *, is_outage: bool, retry_after: timedelta | None = None) -> None: ...
+    def take_closed(self) -> set[tuple[str, str]]: ...
 
 
 class Outcomes(Protocol):
@@ -59,12 +70,6 @@ class Outcomes(Protocol):
 
     async def insert(self, tx: Transaction, settlements: Sequence[Settlement]) -> Sequence[OutgoingFrame]: ...
     def publish(self, frames: Sequence[OutgoingFrame]) -> None: ...
-
-
-class Keys(Protocol):
-    """What housekeeping needs of the store."""
-
-    async def forget(self, tx: Transaction, *, older_than: timedelta, limit: int) -> int: ...
 
 
 class SendingLoop:
@@ -80,6 +85,7 @@ class SendingLoop:
         channels: Mapping[str, Channel],
         policy: Policy,
         room: Room,
+        traffic: Traffic,
         settings: DispatchSettings,
         replica: str,
         draw: Callable[[], float] = random.random,
@@ -91,6 +97,7 @@ class SendingLoop:
         self._channels = channels
         self._policy = policy
         self._room = room
+        self._traffic = traffic
         self._settings = settings
         self._replica = replica
         self._draw = draw
@@ -137,6 +144,7 @@ class SendingLoop:
     async def _claim_loop(self) -> None:
         while not self._is_stopping:
             self._wake.clear()
+            await self._attempt("release what was parked", self.release_closed())
             claimed = await self._attempt("claim deliveries", self.claim_once())
             if claimed and self._short & self._room.free().keys():
                 continue
@@ -150,44 +158,60 @@ class SendingLoop:
         self._short = set(LANES) - places.keys()
         if not places:
             return 0
-        letters: list[Candidate] = []
+        decisions = Decisions()
         try:
             async with self._db.transaction() as tx:
-                candidates = await self._queue.claimable(tx, places, self._room.full_destinations())
+                full = [*self._room.full_destinations(), *self._traffic.probed()]
+                candidates = await self._queue.claimable(tx, places, full)
                 if not candidates:
                     return 0
                 found = Counter(lane_of(one.delivery.channel) for one in candidates)
                 self._short |= {lane for lane, count in places.items() if found[lane] >= count}
                 now = self._clock.now()
-                settlements, letters = self._decide(candidates, now)
+                self._decide(candidates, now, decisions)
                 claim_time = self._settings.claim_time
-                await self._queue.claim(tx, letters, by=self._replica, claim_time=claim_time, now=now)
-                decided, frames = await self._settle(tx, settlements)
+                await self._queue.claim(tx, decisions.letters, by=self._replica, claim_time=claim_time, now=now)
+                await self._queue.postpone(tx, [(one, hold.wait) for one, hold in decisions.held])
+                decided, frames = await self._settle(tx, decisions.settlements)
         except BaseException:
-            self._leave(letters)
+            self._leave(decisions.letters)
             raise
         self._outcomes.publish(frames)
         _count_ends(decided)
-        _count_doubts(letters, decided)
-        await self._start(letters)
-        return len(letters) + len(settlements)
+        _count_doubts(decisions.letters, decided)
+        _count_holds(decisions.held)
+        await self._start(decisions.letters)
+        return len(decisions)
 
     def _places(self) -> dict[str, int]:
         """How many to claim per lane."""
         most = self._settings.claim_deliveries
-        return {lane: min(free, most) for lane, free in self._room.free().items()}
+        free = {lane: self._traffic.places(lane, min(free, most)) for lane, free in self._room.free().items()}
+        return {lane: count for lane, count in free.items() if count}
 
-    def _decide(self, candidates: Sequence[Candidate], now: datetime) -> tuple[list[Settlement], list[Candidate]]:
-        """What ends unsent, and what is sent now; what finds no place stays queued and is in neither."""
-        settlements: list[Settlement] = []
-        letters: list[Candidate] = []
+    def _decide(self, candidates: Sequence[Candidate], now: datetime, decisions: "Decisions") -> None:
+        """Put each where it belongs; what finds no place stays queued as it is and is nowhere."""
         for one in candidates:
+            place = _place_of(one)
             settlement = judge(one, self._policy, now)
+            if settlement is None and self._room.take(*place):
+                if (hold := self._traffic.take(*place)) is None:
+                    decisions.letters.append(one)
+                    continue
+                self._room.leave(*place)
+                settlement = outlived(one, hold, self._policy, now)
+                if settlement is None and hold.wait:
+                    decisions.held.append((one, hold))
             if settlement is not None:
-                settlements.append(settlement)
-            elif self._room.take(*_place_of(one)):
-                letters.append(one)
-        return settlements, letters
+                decisions.settlements.append(settlement)
+
+    async def release_closed(self) -> None:
+        """Let what is parked for destinations that work again go at once, instead of when its time is over."""
+        for lane, destination in self._traffic.take_closed():
+            released = _RELEASE
+            while released == _RELEASE and not self._is_stopping:
+                async with self._db.transaction() as tx:
+                    released = await self._queue.release(tx, lane=lane, destination=destination, limit=_RELEASE)
 
     async def _start(self, letters: Sequence[Candidate]) -> None:
         if self._is_stopping:
@@ -208,6 +232,7 @@ class SendingLoop:
     def _leave(self, letters: Sequence[Candidate]) -> None:
         for one in letters:
             self._room.leave(*_place_of(one))
+            self._traffic.leave(*_place_of(one))
 
     # Sending
 
@@ -219,8 +244,19 @@ class SendingLoop:
         metrics.ATTEMPTS.labels(channel, reason).inc()
         if isinstance(result, Retryable) and result.is_in_doubt:
             metrics.IN_DOUBT.labels(channel, metrics.REPLY_LOST).inc()
+        # What waits for its record takes nobody's place: only what is being sent has a connection.
+        self._room.leave(*_place_of(candidate))
+        self._note(candidate, result)
         settlement = conclude(candidate, result, self._policy, self._clock.now(), draw=self._draw())
         self._finished.put_nowait(settlement)
+
+    def _note(self, candidate: Candidate, result: Result) -> None:
+        """Have the destination's breaker know."""
+        place, is_outage, retry_after = _place_of(candidate), False, None
+        if isinstance(result, Retryable):
+            is_outage = result.reason in self._channels[candidate.delivery.channel].outages
+            retry_after = result.retry_after
+        self._traffic.end(*place, is_outage=is_outage, retry_after=retry_after)
 
     async def _result(self, candidate: Candidate) -> Result:
         try:
@@ -240,7 +276,7 @@ class SendingLoop:
             while await self._attempt("record attempts", self.record_once(batch)) is None:
                 pass
             for one in batch:
-                self._room.leave(*_place_of(self._under_way.pop((one.tenant, one.delivery_id))))
+                del self._under_way[one.key]
             metrics.UNDER_WAY.set(len(self._under_way))
             if self._short or self._is_stopping:
                 self._wake.set()
@@ -293,33 +329,16 @@ class SendingLoop:
             return None
 
 
-class Housekeeping:
-    """Measures the queue and forgets old idempotency keys, in any replica."""
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What becomes of claimable deliveries: ends unsent, is sent now, or is held back."""
 
-    def __init__(self, *, db: Database, queue: Queue, keys: Keys, lanes: Sequence[str]) -> None:
-        self._db = db
-        self._queue = queue
-        self._keys = keys
-        self._lanes = lanes
+    settlements: list[Settlement] = field(default_factory=list)
+    letters: list[Candidate] = field(default_factory=list)
+    held: list[tuple[Candidate, Hold]] = field(default_factory=list)
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        while True:
-            try:
-                await self.run_once()
-            except Unavailable as error:
-                log.warning("Could not keep house; trying again.", extra={"error": str(error)})
-            await asyncio.sleep(_HOUSEKEEPING_S)
-
-    async def run_once(self) -> None:
-        """Measure, then forget."""
-        async with self._db.read() as tx:
-            backlog = await self._queue.backlog(tx)
-        for lane in self._lanes:
-            metrics.QUEUED.labels(lane).set(backlog.get(lane, (0, 0.0))[0])
-        metrics.OLDEST_QUEUED_SECONDS.set(max((oldest_s for _, oldest_s in backlog.values()), default=0.0))
-        async with self._db.transaction() as tx:
-            await self._keys.forget(tx, older_than=_KEY_RETENTION, limit=_FORGET_KEYS)
+    def __len__(self) -> int:
+        return len(self.settlements) + len(self.letters) + len(self.held)
 
 
 def _place_of(candidate: Candidate) -> tuple[str, str]:
@@ -334,6 +353,11 @@ def _count_ends(settlements: Sequence[Settlement]) -> None:
             metrics.RETRIES.labels(channel).inc()
         else:
             metrics.ENDED.labels(channel, one.state.name.lower()).inc()
+
+
+def _count_holds(held: Sequence[tuple[Candidate, Hold]]) -> None:
+    for one, hold in held:
+        metrics.POSTPONED.labels(metrics.channel_label(one.delivery.channel), hold.reason.value).inc()
 
 
 def _count_doubts(letters: Sequence[Candidate], settlements: Sequence[Settlement]) -> None:

@@ -36,6 +36,17 @@ OLDEST_QUEUED_SECONDS = Gauge(
 LOST_CLAIMS = Counter(
     "carillon_dispatcher_lost_claims_total", "Attempts recorded too late, because their claim had run out."
 )
+POSTPONED = Counter(
+    "carillon_dispatcher_postponed_total",
+    "Deliveries held back before an attempt, by a `rate` or because of a `breaker_open`; each time counts.",
+    ["channel", "reason"],
+)
+OPEN_BREAKERS = Gauge(
+    "carillon_dispatcher_open_breakers", "Destinations that this process tries with one attempt at a time.", ["lane"]
+)
+BREAKER_OPENINGS = Counter(
+    "carillon_dispatcher_breaker_openings_total", "Destinations that failed often enough in a row.", ["lane"]
+)
 
 SENT = "sent"
 CRASH, REPLY_LOST = "crash", "reply"
@@ -54,6 +65,10 @@ def initialise() -> None:
         ATTEMPT_SECONDS.labels(channel)
         ATTEMPTS.labels(channel, SENT)
         QUEUED.labels(channel).set(0)
+        OPEN_BREAKERS.labels(channel)
+        BREAKER_OPENINGS.labels(channel)
+        for held in (Reason.RATE, Reason.BREAKER_OPEN):
+            POSTPONED.labels(channel, held.value)
         for cause in (CRASH, REPLY_LOST):
             IN_DOUBT.labels(channel, cause)
         for state in TOLD:

@@ -1,8 +1,9 @@
 """What becomes of a delivery: decided in small stages, before and after sending. Pure.
 
-Before sending, each stage of `STAGES` may end a delivery; the first that does decides, and one that passes all is sent.
-After sending, `conclude` turns a channel's result into the delivery's next state. A decision is a Settlement: the one
-value that says what is stored, told to digest, asked of the scheduler, and counted.
+Before sending, each stage of `STAGES` may end a delivery; the first that does decides. One that passes all may still be
+held back, by a rate or a breaker (traffic.py): `outlived` says whether it is worth waiting. After sending, `conclude`
+turns a channel's result into the delivery's next state. A decision is a Settlement: the one value that says what is
+stored, told to digest, asked of the scheduler, and counted.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from services.dispatcher.addresses import is_valid_address
 from services.dispatcher.delivery import (
     MAX_REPLY,
     Delivery,
+    Hold,
     Letter,
     Permanent,
     Reason,
@@ -48,6 +50,7 @@ class Candidate:
 
     `attempts` were made so far; `budget` of them before it was last redriven, so that they do not count against the
     policy; its age counts from `fresh_since`. `is_in_doubt`: the last attempt was begun and nobody recorded its end.
+    `suppressed`: why its address gets nothing of this kind; NONE when it does.
     """
 
     delivery: Delivery
@@ -57,7 +60,7 @@ class Candidate:
     fresh_since: datetime
     claimed_at: datetime
     is_in_doubt: bool
-    is_suppressed: bool
+    suppressed: Reason = Reason.NONE
 
     @property
     def number(self) -> int:
@@ -76,12 +79,14 @@ class Settlement:
 
     `number` is the attempt that it settles; 0 when none was under way. `attempt_reason` and `reply` are that attempt's,
     `reason` is the delivery's. `retry_at` is set exactly in state RETRYING; `ended_at` None: still in doubt.
+    `is_bounce`: the attempt found out that the address does not exist.
     """
 
     tenant: str
     delivery_id: UUID
     digest_id: UUID
     channel: str
+    address: str
     number: int
     state: State
     reason: Reason
@@ -90,6 +95,7 @@ class Settlement:
     reply: str = ""
     ended_at: datetime | None = None
     retry_at: datetime | None = None
+    is_bounce: bool = False
 
     @property
     def key(self) -> tuple[str, UUID]:
@@ -123,7 +129,7 @@ def malformed(candidate: Candidate, _policy: Policy, _now: datetime) -> Verdict 
 
 def suppressed(candidate: Candidate, _policy: Policy, _now: datetime) -> Verdict | None:
     """The address wants nothing from us."""
-    return (State.SUPPRESSED, Reason.SUPPRESSED) if candidate.is_suppressed else None
+    return (State.SUPPRESSED, candidate.suppressed) if candidate.suppressed else None
 
 
 def expired(candidate: Candidate, _policy: Policy, now: datetime) -> Verdict | None:
@@ -151,19 +157,35 @@ def judge(candidate: Candidate, policy: Policy, now: datetime) -> Settlement | N
     """What ends this delivery before it is sent; None: send it."""
     for stage in STAGES:
         if (verdict := stage(candidate, policy, now)) is not None:
-            state, reason = verdict
-            return Settlement(
-                tenant=candidate.delivery.tenant,
-                delivery_id=candidate.delivery.id,
-                digest_id=candidate.delivery.digest_id,
-                channel=candidate.delivery.channel,
-                number=candidate.attempts if candidate.is_in_doubt else 0,
-                state=state,
-                reason=reason,
-                at=now,
-                attempt_reason=Reason.IN_DOUBT if candidate.is_in_doubt else Reason.NONE,
-            )
+            return _unsent(candidate, *verdict, now)
     return None
+
+
+def outlived(candidate: Candidate, hold: Hold, policy: Policy, now: datetime) -> Settlement | None:
+    """What ends this delivery instead of holding it back once more; None: hold it.
+
+    Waiting costs no attempt, so it is the age that must end it: a destination that is gone for good would otherwise
+    keep what is parked for it for ever (INV-9).
+    """
+    is_too_old = hold.reason is Reason.BREAKER_OPEN and now - candidate.fresh_since > policy.max_age
+    return _unsent(candidate, State.DEAD, Reason.TOO_OLD, now, why=hold.reason) if is_too_old else None
+
+
+def _unsent(
+    candidate: Candidate, state: State, reason: Reason, now: datetime, *, why: Reason = Reason.NONE
+) -> Settlement:
+    return Settlement(
+        tenant=candidate.delivery.tenant,
+        delivery_id=candidate.delivery.id,
+        digest_id=candidate.delivery.digest_id,
+        channel=candidate.delivery.channel,
+        address=candidate.delivery.address,
+        number=candidate.attempts if candidate.is_in_doubt else 0,
+        state=state,
+        reason=reason,
+        at=now,
+        attempt_reason=Reason.IN_DOUBT if candidate.is_in_doubt else why,
+    )
 
 
 def conclude(candidate: Candidate, result: Result, policy: Policy, now: datetime, *, draw: float) -> Settlement:
@@ -174,6 +196,7 @@ def conclude(candidate: Candidate, result: Result, policy: Policy, now: datetime
         delivery_id=candidate.delivery.id,
         digest_id=candidate.delivery.digest_id,
         channel=candidate.delivery.channel,
+        address=candidate.delivery.address,
         number=candidate.number,
         state=state,
         reason=reason,
@@ -182,6 +205,7 @@ def conclude(candidate: Candidate, result: Result, policy: Policy, now: datetime
         reply=result.reply,
         ended_at=now,
         retry_at=retry_at,
+        is_bounce=isinstance(result, Permanent) and result.is_bounce,
     )
 
 

@@ -22,10 +22,46 @@ class DeliveryRecord:
     state: State
     attempts: int
     last_error: str
+    reason: str
     created_at: datetime
     ended_at: datetime | None
     next_attempt_at: datetime | None
     dead_letter_at: datetime | None
+    parked_until: datetime | None
+    """On the database's clock; None when nothing holds it back."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Content:
+    """What a delivery says; empty where there is none."""
+
+    html: str
+    text: str
+    json: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadLetterFilter:
+    """Which dead letters; empty or None restricts nothing. `since` is included, `until` is not."""
+
+    channel: str = ""
+    reason: str = ""
+    subscriber: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+    state: State | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadLetterCount:
+    """Dead letters with channel, state and reason in common."""
+
+    channel: str
+    state: State
+    reason: str
+    count: int
+    first_at: datetime
+    last_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,16 +75,6 @@ class AttemptRecord:
     is_sent: bool
     reply: str
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Suppression:
-    """An address that gets nothing."""
-
-    channel: str
-    address: str
-    reason: str
-    created_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +123,15 @@ def story(delivery: DeliveryRecord, attempts: Sequence[AttemptRecord]) -> Iterat
             sentence=_cut(f"{name} {_ENDS[delivery.state]}{why}."),
             details={"last_error": delivery.last_error},
         )
-    if delivery.state is State.RETRYING and delivery.next_attempt_at is not None:
+    if delivery.parked_until is not None:
+        yield StoryEntry(
+            at=delivery.parked_until,
+            kind="delivery_parked",
+            sentence=f"{name} is held back: its destination has failed too often in a row, or is over its rate.",
+            details={"attempts": str(delivery.attempts)},
+            is_expected=True,
+        )
+    elif delivery.state is State.RETRYING and delivery.next_attempt_at is not None:
         yield StoryEntry(
             at=delivery.next_attempt_at,
             kind="delivery_retry_expected",

@@ -1,23 +1,19 @@
 """The dispatcher's gRPC service: questions about deliveries, redriving, suppressions."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from hashlib import sha256
 from typing import Protocol
 from uuid import UUID
 
 import grpc
 from carillon.dispatcher.v1 import dispatcher_pb2 as pb
 from carillon.dispatcher.v1 import dispatcher_pb2_grpc as pb_grpc
-from carillon.explain.v1 import explain_pb2
-from carillon.scheduler.v1 import timer_pb2
 
 from libs.clock import Clock
 from libs.errors import NotFound, Violations
 from libs.postgres import Database, Transaction
 from libs.rpc import Servicer, tenant_of
 from libs.wire import (
-    Cursor,
     check_count,
     check_id,
     check_page_size,
@@ -28,15 +24,22 @@ from libs.wire import (
 )
 from services.dispatcher.addresses import MAX_ADDRESS, is_valid_address
 from services.dispatcher.delivery import CHANNELS, State
-from services.dispatcher.records import AttemptRecord, DeliveryRecord, StoryEntry, Suppression, story
+from services.dispatcher.records import AttemptRecord, Content, DeliveryRecord, Suppression, story
+from services.dispatcher.rpc_dead_letters import DeadLetters, DeadLettersRpc, Keys
+from services.dispatcher.rpc_messages import (
+    After,
+    after_of,
+    attempt_of,
+    content_of,
+    delivery_of,
+    entry_of,
+    token_of,
+)
 
-MAX_KEY = 128
-MAX_REDRIVEN = 1_000
 MAX_EXPLAINED = 1_000
 MAX_STORIES = 100
 
 Context = grpc.aio.ServicerContext
-After = tuple[datetime, UUID]
 
 
 class Deliveries(Protocol):
@@ -54,14 +57,11 @@ class Deliveries(Protocol):
         after: After | None,
         limit: int,
     ) -> list[DeliveryRecord]: ...
-    async def dead_letters(
-        self, tx: Transaction, tenant: str, *, after: After | None, limit: int
-    ) -> list[DeliveryRecord]: ...
     async def of_id(self, tx: Transaction, tenant: str, id_: UUID, *, limit: int) -> list[DeliveryRecord]: ...
     async def attempts(
         self, tx: Transaction, tenant: str, delivery_ids: Sequence[UUID], *, limit: int
     ) -> list[AttemptRecord]: ...
-    async def redrive(self, tx: Transaction, tenant: str, ids: Sequence[UUID], *, now: datetime) -> int: ...
+    async def content(self, tx: Transaction, tenant: str, delivery_id: UUID) -> Content | None: ...
 
 
 class Suppressions(Protocol):
@@ -74,22 +74,7 @@ class Suppressions(Protocol):
     async def page(self, tx: Transaction, tenant: str, *, after: tuple[str, str], limit: int) -> list[Suppression]: ...
 
 
-class Keys(Protocol):
-    """What the service needs of the store of idempotency keys."""
-
-    async def once(
-        self,
-        tx: Transaction,
-        tenant: str,
-        *,
-        method: str,
-        key: str,
-        fingerprint: bytes,
-        work: Callable[[], Awaitable[bytes]],
-    ) -> bytes: ...
-
-
-class DispatcherRpc(pb_grpc.DispatcherServiceServicer):
+class DispatcherRpc(DeadLettersRpc, pb_grpc.DispatcherServiceServicer):
     """See proto/carillon/dispatcher/v1/dispatcher.proto."""
 
     def __init__(
@@ -98,6 +83,7 @@ class DispatcherRpc(pb_grpc.DispatcherServiceServicer):
         db: Database,
         clock: Clock,
         deliveries: Deliveries,
+        dead_letters: DeadLetters,
         suppressions: Suppressions,
         keys: Keys,
         on_work: Callable[[], None],
@@ -106,6 +92,7 @@ class DispatcherRpc(pb_grpc.DispatcherServiceServicer):
         self._db = db
         self._clock = clock
         self._deliveries = deliveries
+        self._dead_letters = dead_letters
         self._suppressions = suppressions
         self._keys = keys
         self._on_work = on_work
@@ -121,7 +108,7 @@ class DispatcherRpc(pb_grpc.DispatcherServiceServicer):
         states = _states(violations, request.states)
         violations.raise_if_any()
         query = f"{subscriber}\x1f{digest_id}\x1f{sorted(states)}"
-        after = _after(request.page_token, query)
+        after = after_of(request.page_token, query)
         async with self._db.read() as tx:
             found = await self._deliveries.page(
                 tx,
@@ -132,8 +119,8 @@ class DispatcherRpc(pb_grpc.DispatcherServiceServicer):
                 after=after,
                 limit=limit + 1,
             )
-        token = _token(found[limit - 1].created_at, found[limit - 1].id, query) if len(found) > limit else ""
-        return pb.ListDeliveriesResponse(deliveries=map(_delivery, found[:limit]), next_page_token=token)
+        token = token_of(found[limit - 1].created_at, found[limit - 1].id, query) if len(found) > limit else ""
+        return pb.ListDeliveriesResponse(deliveries=map(delivery_of, found[:limit]), next_page_token=token)
 
     async def GetDelivery(
         self, request: pb.GetDeliveryRequest, context: Context[object, object]
@@ -149,42 +136,12 @@ class DispatcherRpc(pb_grpc.DispatcherServiceServicer):
             if delivery is None:
                 raise NotFound(f"There is no delivery {delivery_id}.", reason="DELIVERY_UNKNOWN")
             attempts = await self._deliveries.attempts(tx, tenant, [delivery_id], limit=MAX_EXPLAINED)
-        return pb.GetDeliveryResponse(delivery=_delivery(delivery), attempts=map(_attempt, attempts))
-
-    async def ListDeadLetters(
-        self, request: pb.ListDeadLettersRequest, context: Context[object, object]
-    ) -> pb.ListDeadLettersResponse:
-        """Dead and held deliveries, those given up last first."""
-        violations = Violations()
-        limit = check_page_size(violations, request.page_size)
-        violations.raise_if_any()
-        after = _after(request.page_token, "dead")
-        async with self._db.read() as tx:
-            found = await self._deliveries.dead_letters(tx, tenant_of(context), after=after, limit=limit + 1)
-        token = ""
-        if len(found) > limit and (last := found[limit - 1]).dead_letter_at is not None:
-            token = _token(last.dead_letter_at, last.id, "dead")
-        return pb.ListDeadLettersResponse(deliveries=map(_delivery, found[:limit]), next_page_token=token)
-
-    async def Redrive(self, request: pb.RedriveRequest, context: Context[object, object]) -> pb.RedriveResponse:
-        """Send dead or held deliveries again: all of them or none."""
-        violations = Violations()
-        check_count(violations, "delivery_ids", request.delivery_ids, most=MAX_REDRIVEN)
-        key = check_text(violations, "idempotency_key", request.idempotency_key, longest=MAX_KEY)
-        ids = [check_id(violations, f"delivery_ids[{n}]", one) for n, one in enumerate(request.delivery_ids)]
-        violations.raise_if_any()
-        tenant = tenant_of(context)
-        wanted = sorted({one for one in ids if one is not None})
-        async with self._db.transaction() as tx:
-
-            async def work() -> bytes:
-                redriven = await self._deliveries.redrive(tx, tenant, wanted, now=self._clock.now())
-                return pb.RedriveResponse(redriven=redriven).SerializeToString()
-
-            fingerprint = sha256(b"".join(one.bytes for one in wanted)).digest()
-            response = await self._keys.once(tx, tenant, method="Redrive", key=key, fingerprint=fingerprint, work=work)
-        self._on_work()
-        return pb.RedriveResponse.FromString(response)
+            content = await self._deliveries.content(tx, tenant, delivery_id) if request.with_content else None
+        return pb.GetDeliveryResponse(
+            delivery=delivery_of(delivery),
+            attempts=map(attempt_of, attempts),
+            content=None if content is None else content_of(content),
+        )
 
     async def PutSuppression(
         self, request: pb.PutSuppressionRequest, context: Context[object, object]
@@ -243,7 +200,7 @@ class DispatcherRpc(pb_grpc.DispatcherServiceServicer):
             attempts = await self._deliveries.attempts(tx, tenant, ids, limit=MAX_EXPLAINED) if ids else []
         entries = [entry for one in found for entry in story(one, [a for a in attempts if a.delivery_id == one.id])]
         entries.sort(key=lambda entry: entry.at)
-        return pb.ExplainResponse(entries=map(_entry, entries[:MAX_EXPLAINED]))
+        return pb.ExplainResponse(entries=map(entry_of, entries[:MAX_EXPLAINED]))
 
 
 def servicer(rpc: DispatcherRpc) -> Servicer:
@@ -271,66 +228,7 @@ def _checked_address(violations: Violations, channel: str, address: str, prefix:
     return channel, address
 
 
-def _token(at: datetime, id_: UUID, query: str) -> str:
-    cursor: Cursor = {"at": at.isoformat(), "id": str(id_)}
-    return page_token(cursor, query=query)
-
-
-def _after(token: str, query: str) -> After | None:
-    cursor = read_page_token(token, {"at": str, "id": str}, query=query)
-    if cursor is None:
-        return None
-    violations = Violations()
-    try:
-        return datetime.fromisoformat(cursor["at"]), UUID(cursor["id"])
-    except ValueError:
-        violations.add("page_token", "is not a token from an answer before")
-    violations.raise_if_any()
-    return None
-
-
-def _delivery(one: DeliveryRecord) -> pb.Delivery:
-    return pb.Delivery(
-        id=str(one.id),
-        digest_id=str(one.digest_id),
-        subscriber=one.subscriber,
-        channel=one.channel,
-        address=one.address,
-        subject=one.subject,
-        state=pb.DeliveryState.ValueType(one.state),
-        attempts=one.attempts,
-        last_error=one.last_error,
-        create_time=to_timestamp(one.created_at),
-        end_time=to_timestamp(one.ended_at) if one.ended_at else None,
-        next_attempt_time=to_timestamp(one.next_attempt_at) if one.next_attempt_at else None,
-        priority=timer_pb2.Priority.ValueType(one.priority),
-    )
-
-
-def _attempt(one: AttemptRecord) -> pb.Attempt:
-    return pb.Attempt(
-        number=one.number,
-        start_time=to_timestamp(one.started_at),
-        end_time=to_timestamp(one.ended_at) if one.ended_at else None,
-        is_sent=one.is_sent,
-        reply=one.reply,
-        reason=one.reason,
-    )
-
-
 def _suppression(one: Suppression) -> pb.Suppression:
     return pb.Suppression(
         channel=one.channel, address=one.address, reason=one.reason, create_time=to_timestamp(one.created_at)
-    )
-
-
-def _entry(one: StoryEntry) -> explain_pb2.Entry:
-    return explain_pb2.Entry(
-        time=to_timestamp(one.at),
-        service="dispatcher",
-        kind=one.kind,
-        sentence=one.sentence,
-        details=one.details,
-        related_ids=map(str, one.related_ids),
-        is_expected=one.is_expected,
     )

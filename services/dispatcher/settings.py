@@ -6,11 +6,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
+from throttled.exceptions import BaseThrottledError
+from throttled.rate_limiter.quota_parser import parse as parse_quota
 
 from libs.service import BaseSettings
-from libs.settings import Duration, Settings
+from libs.settings import CommaSeparated, Duration, Settings
 
 MILLISECOND = timedelta(milliseconds=1)
 SECOND = timedelta(seconds=1)
@@ -102,12 +104,74 @@ class DispatchSettings(Settings):
         DoubtPolicy.RESEND,
         description="The same for webhooks; their webhook-id is what receivers drop duplicates by.",
     )
+    apprise_in_doubt: DoubtPolicy = Field(
+        DoubtPolicy.RESEND,
+        description="The same for Apprise, whose services have nothing to tell a second copy by: people see two.",
+    )
 
     @model_validator(mode="after")
     def _backoff_grows(self) -> Self:
         if self.backoff_first > self.backoff_longest:
             raise ValueError("backoff_first must not be longer than backoff_longest")
         return self
+
+
+class TrafficSettings(Settings):
+    """Deliveries: how fast, and when a destination is left alone. Every replica keeps its own books."""
+
+    model_config = SettingsConfigDict(env_prefix="CARILLON_DISPATCHER_TRAFFIC_")
+
+    email_rate: str = Field(
+        "",
+        description="Mails a process may send: `14/s`, `600/m`, `10000/h`, `14/s burst 50`. Empty: as fast as it goes. "
+        "N replicas send N times as many. What is above it waits in the queue, in its order.",
+    )
+    webhook_rate: str = Field("", description="The same for all webhooks together.")
+    apprise_rate: str = Field("", description="The same for everything that leaves through Apprise.")
+    destination_rate: str = Field(
+        "",
+        description="The same for each webhook host and port, and each Apprise address. What is above it is put off "
+        "until its turn, which costs no attempt.",
+    )
+    breaker_failures: int = Field(
+        5,
+        ge=0,
+        le=10_000,
+        description="Failures in a row of one destination (the SMTP server, a webhook's host and port, an Apprise "
+        "address) after which it is left alone: connections, TLS and passwords that fail, timeouts, 5xx of webhooks; "
+        "never what it says of one message. What is queued for it is parked and costs no attempts. 0: never.",
+    )
+    breaker_open: Duration = Field(
+        30 * SECOND,
+        ge=10 * MILLISECOND,
+        le=DAY,
+        description="For how long; then one attempt decides. Each failure of that one doubles it. Longer where the "
+        "destination asks for it (Retry-After), up to breaker_open_longest.",
+    )
+    breaker_open_longest: Duration = Field(
+        10 * MINUTE,
+        ge=10 * MILLISECOND,
+        le=DAY,
+        description="Where doubling stops: how long a destination that works again may go unnoticed.",
+    )
+    destinations: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="Destinations with a rate or with failures that a process remembers; of more, the least recent "
+        "are forgotten.",
+    )
+
+    @field_validator("email_rate", "webhook_rate", "apprise_rate", "destination_rate")
+    @classmethod
+    def _is_one_rate(cls, value: str) -> str:
+        try:
+            is_rate = not value or len(parse_quota(value)) == 1
+        except BaseThrottledError:
+            is_rate = False
+        if not is_rate:
+            raise ValueError("must be one rate, such as 14/s, 600/m or 14/s burst 50")
+        return value
 
 
 class SmtpTls(StrEnum):
@@ -206,10 +270,35 @@ class WebhookSettings(Settings):
     )
 
 
+class AppriseSettings(Settings):
+    """Everything else: chats, pushes and texts through Apprise (https://github.com/caronc/apprise)."""
+
+    model_config = SettingsConfigDict(env_prefix="CARILLON_DISPATCHER_APPRISE_")
+
+    schemas: CommaSeparated = Field(
+        ("discord", "gchat", "opsgenie", "pagerduty", "pover", "slack", "tgram", "twilio", "webex"),
+        description="Which of Apprise's services may be used, by the schema of their URLs. Those here lead to fixed "
+        "hosts on the public internet. Ones with a host in the URL (json, gotify, ntfy, mailto, …) let whoever chooses "
+        "an address reach into this network, and local ones (syslog, dbus, …) this machine: allow them only where "
+        "you trust everybody who may put a subscriber. Empty: the channel is off.",
+    )
+    timeout: Duration = Field(
+        30 * SECOND,
+        ge=100 * MILLISECOND,
+        le=10 * MINUTE,
+        description="How long one notification may take; after it the attempt is over, and in doubt.",
+    )
+    concurrency: int = Field(
+        16, ge=1, le=256, description="Notifications under way at once, and so threads, per process."
+    )
+
+
 @dataclass(frozen=True)
 class DispatcherSettings(BaseSettings):
     """Everything the dispatcher reads from the environment."""
 
     dispatch: DispatchSettings
+    traffic: TrafficSettings
     smtp: SmtpSettings
     webhook: WebhookSettings
+    apprise: AppriseSettings

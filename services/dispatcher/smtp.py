@@ -19,6 +19,14 @@ from services.dispatcher.mail import Envelope, compose
 from services.dispatcher.settings import SmtpSettings, SmtpTls
 
 _START_TLS = {SmtpTls.NONE: False, SmtpTls.TLS: False, SmtpTls.STARTTLS: True, SmtpTls.OPPORTUNISTIC: None}
+OUTAGES = frozenset(
+    {
+        *(Reason.REFUSED, Reason.UNREACHABLE, Reason.DISCONNECTED, Reason.TIMEOUT),
+        *(Reason.TLS_FAILED, Reason.AUTH_FAILED),
+    }
+)
+"""What is not about one mail. A 421 or a 4.7.x may be about its recipient, so that these are not among them."""
+
 _LOST = (aiosmtplib.SMTPServerDisconnected, aiosmtplib.SMTPTimeoutError, OSError)
 
 
@@ -33,6 +41,8 @@ class Connection:
 
 class SmtpChannel:
     """Mails through one SMTP server. How many connections there are follows from how many mails are under way."""
+
+    outages = OUTAGES
 
     def __init__(self, settings: SmtpSettings) -> None:
         self._settings = settings
@@ -105,7 +115,7 @@ class SmtpChannel:
             username=settings.username,
             password=password,
             local_hostname=self._sender.domain if self._sender.domain.isascii() else "localhost",
-            timeout=settings.timeout.total_seconds(),
+            timeout=None,  # `send` bounds the whole mail; one for each command would cost a task and a timer each.
         )
         await client.connect()
         return client

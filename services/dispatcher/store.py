@@ -5,11 +5,13 @@
 - `queue`: one short row for each delivery that waits for its turn or is being sent, and for no other; the one index
   that changes all the time is here, over a table that stays small, in the order in which deliveries are claimed.
   `claimable_at` is on the database's clock: until when a claim holds while `attempt` is not 0, otherwise since when the
-  delivery waits.
+  delivery waits, or until when it is parked.
 - `attempt`: one row per try, written before anything leaves; without an end it is under way, or in doubt.
-- `suppression`: addresses that get nothing. `idempotency_key`: answers to calls that may be repeated.
+- `suppression`: addresses that get nothing, or nothing of one list, one row for each source that wants it so.
+  `bounce`: how often in a row an address was said not to exist, until that is often enough for a suppression.
+- `idempotency_key`: answers to calls that may be repeated.
 
-Locks are taken in the order queue, then delivery, then attempt. Whoever claims skips locked rows; nobody else holds
+Locks are taken in the order queue, then delivery, then attempt, then bounce and suppression. Whoever claims skips locked rows; nobody else holds
 rows that another transaction of the same attempt could want.
 """
 
@@ -36,6 +38,7 @@ delivery = Table(
     Column("lane", Text, nullable=False),
     Column("priority", SmallInteger, nullable=False, server_default=text("2")),  # delivery.Priority; never changes.
     Column("destination", Text, nullable=False),
+    Column("list_id", Text, nullable=False, server_default=text("''")),  # Empty: cannot be unsubscribed from.
     Column("subject", Text, nullable=False),
     Column("html", Text, nullable=False),
     Column("text", Text, nullable=False),
@@ -47,6 +50,7 @@ delivery = Table(
     Column("budget", Integer, nullable=False, server_default=text("0")),  # Attempts made before the last redrive.
     Column("fresh_since", _INSTANT, nullable=False),  # Arrival, or the last redrive.
     Column("last_error", Text, nullable=False, server_default=text("''")),
+    Column("reason", Text, nullable=False, server_default=text("''")),  # delivery.Reason; empty when sent.
     Column("ended_at", _INSTANT),
     Column("next_attempt_at", _INSTANT),
     Column("dead_letter_at", _INSTANT),  # Set exactly while the delivery is dead or held.
@@ -102,9 +106,23 @@ suppression = Table(
     Column("tenant", Text, primary_key=True),
     Column("channel", Text, primary_key=True),
     Column("address", Text, primary_key=True),  # E-mail addresses in lower case.
+    Column("list_id", Text, primary_key=True, server_default=text("''")),  # Empty: all lists, and what is on none.
+    Column("source", SmallInteger, primary_key=True, server_default=text("1")),  # records.Source
+    Column("subscriber", Text, nullable=False, server_default=text("''")),
     Column("reason", Text, nullable=False),
     Column("created_at", _INSTANT, nullable=False),
 )
+
+bounce = Table(
+    "bounce",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("channel", Text, primary_key=True),
+    Column("address", Text, primary_key=True),  # As in suppression.
+    Column("times", Integer, nullable=False),
+    Column("stored_at", _INSTANT, nullable=False, server_default=text("now()")),
+)
+Index("bounce_by_age", bounce.c.stored_at)
 
 idempotency_key = Table(
     "idempotency_key",

@@ -13,30 +13,33 @@ from typing import Any
 from uuid import UUID
 
 from libs.postgres import Transaction
-from services.dispatcher.delivery import DEAD_LETTERS, ENDED, Delivery, Priority, State
+from services.dispatcher.delivery import DEAD_LETTERS, ENDED, Delivery, Priority, Reason, State
 from services.dispatcher.pipeline import Candidate, Settlement
+from services.dispatcher.suppressions import Source
 
 Key = tuple[str, UUID]
 
+# What readers asked for (source 3) holds for nothing that is mandatory, and so on no list.
 # statement_timestamp(), because a volatile clock_timestamp() could not be looked up in the index. LIMIT 1 keeps the
 # planner, who cannot know how few rows the queue gives, from reading all of `delivery` into a hash table.
 _CLAIMABLE = """
     SELECT q.tenant, q.delivery_id, q.attempt, d.digest_id, d.subscriber, d.channel, d.address, d.subject,
-           d.html, d.text, d.json, d.expires_at, d.priority, d.attempts, d.budget, d.created_at, d.fresh_since,
-           clock_timestamp(),
-           EXISTS (SELECT FROM suppression AS s WHERE s.tenant = d.tenant AND s.channel = d.channel
-                   AND s.address = CASE WHEN d.channel = 'email' THEN lower(d.address) ELSE d.address END)
-    FROM unnest(%(lanes)s::text[], %(places)s::integer[]) AS room (lane, places)
+           d.html, d.text, d.json, d.expires_at, d.priority, d.list_id, d.attempts, d.budget, d.created_at,
+           d.fresh_since, clock_timestamp(),
+           (SELECT min(s.source) FROM suppression AS s WHERE s.tenant = d.tenant AND s.channel = d.channel
+                AND s.address = CASE WHEN d.channel = 'email' THEN lower(d.address) ELSE d.address END
+                AND s.list_id IN ('', d.list_id) AND (d.list_id <> '' OR s.source <> 3))
+    FROM unnest(%(lanes)b::text[], %(places)b::integer[]) AS room (lane, places)
     CROSS JOIN LATERAL (
         SELECT tenant, delivery_id, attempt FROM queue
-        WHERE queue.lane = room.lane AND claimable_at <= statement_timestamp() AND destination <> ALL(%(full)s::text[])
+        WHERE queue.lane = room.lane AND claimable_at <= statement_timestamp() AND destination <> ALL(%(full)b::text[])
         ORDER BY priority DESC, claimable_at LIMIT room.places FOR UPDATE SKIP LOCKED) AS q
     CROSS JOIN LATERAL (SELECT * FROM delivery WHERE tenant = q.tenant AND id = q.delivery_id LIMIT 1) AS d"""
 
 # `before` is the attempt found in doubt, 0 when there is none.
 _CLAIM = """
     WITH claimed AS (
-        SELECT * FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(numbers)s::integer[], %(before)s::integer[])
+        SELECT * FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(numbers)b::integer[], %(before)b::integer[])
             AS claimed (tenant, id, number, before)),
     queued AS (
         UPDATE queue SET attempt = claimed.number, claimed_by = %(by)s,
@@ -53,10 +56,11 @@ _CLAIM = """
 
 _SETTLE = """
     WITH result AS (
-        SELECT * FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(numbers)s::integer[], %(states)s::smallint[],
-                %(errors)s::text[], %(attempt_reasons)s::text[], %(replies)s::text[], %(attempt_ends)s::timestamptz[],
-                %(ends)s::timestamptz[], %(retries)s::timestamptz[], %(dead)s::timestamptz[])
-            AS result (tenant, id, number, state, error, attempt_reason, reply, attempt_ended_at, ended_at,
+        SELECT * FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(numbers)b::integer[], %(states)b::smallint[],
+                %(errors)b::text[], %(reasons)b::text[], %(attempt_reasons)b::text[], %(replies)b::text[],
+                %(attempt_ends)b::timestamptz[], %(ends)b::timestamptz[], %(retries)b::timestamptz[],
+                %(dead)b::timestamptz[])
+            AS result (tenant, id, number, state, error, reason, attempt_reason, reply, attempt_ended_at, ended_at,
                 next_attempt_at, dead_letter_at)),
     released AS (
         DELETE FROM queue USING result
@@ -67,20 +71,34 @@ _SETTLE = """
             reply = result.reply, reason = result.attempt_reason
         FROM result WHERE attempt.tenant = result.tenant AND attempt.delivery_id = result.id
             AND attempt.number = result.number)
-    UPDATE delivery SET state = result.state, last_error = result.error, ended_at = result.ended_at,
-        next_attempt_at = result.next_attempt_at, dead_letter_at = result.dead_letter_at
+    UPDATE delivery SET state = result.state, last_error = result.error, reason = result.reason,
+        ended_at = result.ended_at, next_attempt_at = result.next_attempt_at, dead_letter_at = result.dead_letter_at
     FROM released JOIN result ON result.tenant = released.tenant AND result.id = released.delivery_id
     WHERE delivery.tenant = released.tenant AND delivery.id = released.delivery_id
     RETURNING delivery.tenant, delivery.id"""
 
+# What is in doubt stays so: only the date moves.
+_POSTPONE = """
+    UPDATE queue SET claimable_at = clock_timestamp() + held.wait, claimed_by = ''
+    FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(waits)b::interval[]) AS held (tenant, id, wait)
+    WHERE queue.tenant = held.tenant AND queue.delivery_id = held.id"""
+
+# What another replica has locked it is about to claim or to park itself.
+_RELEASE = """
+    UPDATE queue SET claimable_at = statement_timestamp()
+    WHERE (tenant, delivery_id) IN (
+        SELECT tenant, delivery_id FROM queue
+        WHERE lane = %(lane)s AND destination = %(destination)s AND attempt = 0 AND claimable_at > statement_timestamp()
+        ORDER BY claimable_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)"""
+
 _RENEW = """
     UPDATE queue SET claimable_at = clock_timestamp() + %(claim_time)s
-    FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(numbers)s::integer[]) AS mine (tenant, id, number)
+    FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(numbers)b::integer[]) AS mine (tenant, id, number)
     WHERE queue.tenant = mine.tenant AND queue.delivery_id = mine.id AND queue.attempt = mine.number"""
 
 _GIVE_BACK = """
     WITH mine AS (
-        SELECT * FROM unnest(%(tenants)s::text[], %(ids)s::uuid[], %(numbers)s::integer[])
+        SELECT * FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(numbers)b::integer[])
             AS mine (tenant, id, number)),
     freed AS (
         UPDATE queue SET attempt = 0, claimed_by = '', claimable_at = statement_timestamp()
@@ -140,6 +158,7 @@ class QueueStore:
             "numbers": [one.number for one in settlements],
             "states": [int(one.state) for one in settlements],
             "errors": [one.error for one in settlements],
+            "reasons": [one.reason.value for one in settlements],
             "attempt_reasons": [one.attempt_reason.value for one in settlements],
             "replies": [one.reply for one in settlements],
             "attempt_ends": [one.ended_at for one in settlements],
@@ -149,6 +168,17 @@ class QueueStore:
         }
         cursor = await tx.raw.execute(_SETTLE, columns | {"sent": State.SENT}, prepare=False)
         return {(tenant, delivery_id) for tenant, delivery_id in await cursor.fetchall()}
+
+    async def postpone(self, tx: Transaction, held: Sequence[tuple[Candidate, timedelta]]) -> None:
+        """Park deliveries that `claimable` has locked in this transaction: for so long nobody claims them."""
+        if held:
+            parameters = _keys([one for one, _ in held]) | {"waits": [wait for _, wait in held]}
+            await tx.raw.execute(_POSTPONE, parameters, prepare=False)
+
+    async def release(self, tx: Transaction, *, lane: str, destination: str, limit: int) -> int:
+        """Have what is parked for a destination be claimable now, at most `limit`, soonest first; returns how many."""
+        given = {"lane": lane, "destination": destination, "limit": limit}
+        return (await tx.raw.execute(_RELEASE, given, prepare=False)).rowcount
 
     async def renew(self, tx: Transaction, candidates: Sequence[Candidate], *, claim_time: timedelta) -> None:
         """Go on holding claims; those that others took over stay theirs."""
@@ -178,7 +208,7 @@ def _candidate(row: tuple[Any, ...]) -> Candidate:
     tenant, delivery_id, attempt, digest_id, subscriber, channel, address, subject, html, text, json, expires_at = row[
         :12
     ]
-    priority, attempts, budget, created_at, fresh_since, claimed_at, is_suppressed = row[12:]
+    priority, list_id, attempts, budget, created_at, fresh_since, claimed_at, source = row[12:]
     return Candidate(
         delivery=Delivery(
             tenant=tenant,
@@ -193,6 +223,7 @@ def _candidate(row: tuple[Any, ...]) -> Candidate:
             json=json,
             expires_at=expires_at,
             priority=Priority(priority),
+            list_id=list_id,
         ),
         attempts=attempts,
         budget=budget,
@@ -200,5 +231,5 @@ def _candidate(row: tuple[Any, ...]) -> Candidate:
         fresh_since=fresh_since,
         claimed_at=claimed_at,
         is_in_doubt=attempt > 0,
-        is_suppressed=is_suppressed,
+        suppressed=Reason.NONE if source is None else Source(source).verdict,
     )

@@ -32,7 +32,13 @@ MAX_BODY_READ = 4_096
 # What a receiver will not take back by itself. Other 4xx come from receivers that are being deployed, behind a gateway
 # that is being set up, or before a secret has been exchanged, and are tried again.
 _NEVER = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 451, 501, 505})
-_LATER = frozenset({408, 425, 429, 503})
+OUTAGES = frozenset(
+    {
+        *(Reason.REFUSED, Reason.UNREACHABLE, Reason.DISCONNECTED, Reason.TIMEOUT, Reason.TLS_FAILED),
+        *(Reason.SERVER_ERROR, Reason.RATE_LIMITED),
+    }
+)
+"""What speaks of the host as a whole. 4xx may be about one path or one secret of it."""
 
 
 class ForbiddenAddress(OSError):
@@ -41,6 +47,8 @@ class ForbiddenAddress(OSError):
 
 class WebhookChannel:
     """Webhooks over a pool of connections."""
+
+    outages = OUTAGES
 
     def __init__(self, settings: WebhookSettings, *, connections: int) -> None:
         """`connections` bounds the pool; SettingsError when a file cannot be used."""
@@ -168,8 +176,7 @@ def outcome(status: int, headers: Mapping[str, str], body: str, *, now: datetime
         return Retryable(Reason.RATE_LIMITED, reply, retry_after)
     if status in (401, 403):
         return Retryable(Reason.AUTH_FAILED, reply, retry_after)
-    is_server = status >= 500 and status not in _LATER
-    return Retryable(Reason.SERVER_ERROR if is_server else Reason.DEFERRED, reply, retry_after)
+    return Retryable(Reason.SERVER_ERROR if status >= 500 else Reason.DEFERRED, reply, retry_after)
 
 
 def parse_retry_after(headers: Mapping[str, str], *, now: datetime) -> timedelta | None:

@@ -4,6 +4,8 @@ from datetime import UTC, datetime, time
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.digest.catalog import Channel, QuietRange
 from services.digest.quiet import leaves_no_time, quiet_until
@@ -75,3 +77,22 @@ def test_ranges_that_leave_no_minute_of_the_day_are_found() -> None:
     assert leaves_no_time([day, hours("20:00-08:00", Channel.LOG)])
     assert not leaves_no_time([day, hours("20:00-07:59")])
     assert not leaves_no_time([])
+
+
+hours_of_day = st.integers(0, 23).map(time)
+several = st.lists(
+    st.builds(QuietRange, start=hours_of_day, until=hours_of_day, channel=st.sampled_from([None, Channel.EMAIL])),
+    max_size=4,
+).map(lambda ranges: [one for one in ranges if one.start != one.until])
+
+
+@given(several)
+def test_no_time_is_left_when_every_hour_of_some_channel_is_quiet(ranges: list[QuietRange]) -> None:
+    """As found by looking at each hour."""
+
+    def is_quiet(one: QuietRange, hour: int) -> bool:
+        return (hour - one.start.hour) % 24 < (one.until.hour - one.start.hour) % 24
+
+    email = all(any(is_quiet(one, hour) for one in ranges) for hour in range(24))
+    others = all(any(is_quiet(one, hour) for one in ranges if one.channel is None) for hour in range(24))
+    assert leaves_no_time(ranges) == (email or others)

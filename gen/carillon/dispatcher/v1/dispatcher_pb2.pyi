@@ -40,7 +40,7 @@ class _DeliveryStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deliver
     DELIVERY_STATE_DEAD: _DeliveryState.ValueType  # 5
     """Given up; last_error says why."""
     DELIVERY_STATE_SUPPRESSED: _DeliveryState.ValueType  # 6
-    """Not sent, because the address is suppressed."""
+    """Not sent, because the address is suppressed; reason says by what: suppressed, bounced or unsubscribed."""
     DELIVERY_STATE_HELD: _DeliveryState.ValueType  # 7
     """In doubt after a crash, and the channel's policy is to hold."""
     DELIVERY_STATE_EXPIRED: _DeliveryState.ValueType  # 8
@@ -61,12 +61,38 @@ DELIVERY_STATE_SENT: DeliveryState.ValueType  # 4
 DELIVERY_STATE_DEAD: DeliveryState.ValueType  # 5
 """Given up; last_error says why."""
 DELIVERY_STATE_SUPPRESSED: DeliveryState.ValueType  # 6
-"""Not sent, because the address is suppressed."""
+"""Not sent, because the address is suppressed; reason says by what: suppressed, bounced or unsubscribed."""
 DELIVERY_STATE_HELD: DeliveryState.ValueType  # 7
 """In doubt after a crash, and the channel's policy is to hold."""
 DELIVERY_STATE_EXPIRED: DeliveryState.ValueType  # 8
 """No longer worth sending."""
 Global___DeliveryState: _TypeAlias = DeliveryState  # noqa: Y015
+
+class _SuppressionSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SuppressionSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SuppressionSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SUPPRESSION_SOURCE_UNSPECIFIED: _SuppressionSource.ValueType  # 0
+    SUPPRESSION_SOURCE_CALLER: _SuppressionSource.ValueType  # 1
+    """A caller of PutSuppression: "suppressed". Holds for mandatory messages too."""
+    SUPPRESSION_SOURCE_BOUNCE: _SuppressionSource.ValueType  # 2
+    """A mail server that said that the address does not exist: "bounced". Holds for mandatory messages too."""
+    SUPPRESSION_SOURCE_UNSUBSCRIBE: _SuppressionSource.ValueType  # 3
+    """The reader: "unsubscribed". Mandatory messages are sent all the same."""
+
+class SuppressionSource(_SuppressionSource, metaclass=_SuppressionSourceEnumTypeWrapper):
+    """Who wants an address to get nothing. When several do, the first of these is a delivery's reason."""
+
+SUPPRESSION_SOURCE_UNSPECIFIED: SuppressionSource.ValueType  # 0
+SUPPRESSION_SOURCE_CALLER: SuppressionSource.ValueType  # 1
+"""A caller of PutSuppression: "suppressed". Holds for mandatory messages too."""
+SUPPRESSION_SOURCE_BOUNCE: SuppressionSource.ValueType  # 2
+"""A mail server that said that the address does not exist: "bounced". Holds for mandatory messages too."""
+SUPPRESSION_SOURCE_UNSUBSCRIBE: SuppressionSource.ValueType  # 3
+"""The reader: "unsubscribed". Mandatory messages are sent all the same."""
+Global___SuppressionSource: _TypeAlias = SuppressionSource  # noqa: Y015
 
 @_typing.final
 class Delivery(_message.Message):
@@ -89,6 +115,7 @@ class Delivery(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     PARKED_UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    LIST_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """A UUID; Message-ID and webhook-id derive from it."""
     digest_id: _builtins.str
@@ -107,7 +134,12 @@ class Delivery(_message.Message):
     """Within a channel, of those that wait the most urgent is sent first; never unspecified."""
     reason: _builtins.str
     """Why it was not sent (yet), a stable word: the reason of the last attempt, or attempts_exhausted, too_old, expired,
-    suppressed, in_doubt, unsupported, address_invalid; empty before the first attempt and when sent.
+    suppressed, bounced, unsubscribed, in_doubt, unsupported, address_invalid; empty before the first attempt and when
+    sent.
+    """
+    list_id: _builtins.str
+    """What its reader unsubscribes from: type:<id> of what is sent alone, cadence:<id> of a digest. Empty: there is
+    something mandatory in it, and nothing to unsubscribe from.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
@@ -143,10 +175,11 @@ class Delivery(_message.Message):
         priority: _timer_pb2.Priority.ValueType = ...,
         reason: _builtins.str = ...,
         parked_until_time: _timestamp_pb2.Timestamp | None = ...,
+        list_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time", "parked_until_time", b"parked_until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempts", b"attempts", "channel", b"channel", "create_time", b"create_time", "digest_id", b"digest_id", "end_time", b"end_time", "id", b"id", "last_error", b"last_error", "next_attempt_time", b"next_attempt_time", "parked_until_time", b"parked_until_time", "priority", b"priority", "reason", b"reason", "state", b"state", "subject", b"subject", "subscriber", b"subscriber"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempts", b"attempts", "channel", b"channel", "create_time", b"create_time", "digest_id", b"digest_id", "end_time", b"end_time", "id", b"id", "last_error", b"last_error", "list_id", b"list_id", "next_attempt_time", b"next_attempt_time", "parked_until_time", b"parked_until_time", "priority", b"priority", "reason", b"reason", "state", b"state", "subject", b"subject", "subscriber", b"subscriber"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -580,7 +613,7 @@ Global___RedriveResponse: _TypeAlias = RedriveResponse  # noqa: Y015
 
 @_typing.final
 class Suppression(_message.Message):
-    """An address that gets nothing."""
+    """An address that gets nothing, or nothing of one list. Named by channel, address, list_id and source."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -588,12 +621,21 @@ class Suppression(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    LIST_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SUBSCRIBER_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """email, webhook, apprise or log."""
     address: _builtins.str
     """An address of the channel, 1-2,048 bytes as UTF-8; email addresses without regard to case."""
     reason: _builtins.str
     """Why, 1-512 characters."""
+    list_id: _builtins.str
+    """Only messages of this list (as in Delivery), 0-160 characters. Empty: all messages."""
+    source: Global___SuppressionSource.ValueType
+    """Unspecified in Put: CALLER. The others are for bounces and unsubscribes that other systems learned of."""
+    subscriber: _builtins.str
+    """Who it was that unsubscribed, where that is known; ignored in Put."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was first stored; ignored in Put."""
@@ -605,10 +647,13 @@ class Suppression(_message.Message):
         address: _builtins.str = ...,
         reason: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        list_id: _builtins.str = ...,
+        source: Global___SuppressionSource.ValueType = ...,
+        subscriber: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "channel", b"channel", "create_time", b"create_time", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "channel", b"channel", "create_time", b"create_time", "list_id", b"list_id", "reason", b"reason", "source", b"source", "subscriber", b"subscriber"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -660,18 +705,26 @@ class DeleteSuppressionRequest(_message.Message):
 
     CHANNEL_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    LIST_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
     """As in Suppression."""
     address: _builtins.str
+    list_id: _builtins.str
+    """Exactly this list; empty: the suppression of all messages, and none of those of single lists."""
+    source: Global___SuppressionSource.ValueType
+    """Unspecified: whatever the source, which may take back what a reader asked for."""
     def __init__(
         self,
         *,
         channel: _builtins.str = ...,
         address: _builtins.str = ...,
+        list_id: _builtins.str = ...,
+        source: Global___SuppressionSource.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "channel", b"channel"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "channel", b"channel", "list_id", b"list_id", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -698,17 +751,21 @@ class ListSuppressionsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
+    address: _builtins.str
+    """Only those of this address, whatever the channel. Empty: all."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -724,7 +781,7 @@ class ListSuppressionsResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def suppressions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Suppression]:
-        """By channel and address."""
+        """By channel, address, list and source."""
 
     def __init__(
         self,

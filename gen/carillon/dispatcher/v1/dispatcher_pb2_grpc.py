@@ -128,7 +128,7 @@ class DispatcherServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutSuppression(self, request, context):
-        """Never sends to an address again. Idempotent by nature.
+        """Never sends to an address again, or nothing of one list. Idempotent by nature.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,7 +50,7 @@ class DispatcherServiceStub:
     NOT_FOUND and FAILED_PRECONDITION name the first of the named that do not exist, or are neither dead nor held.
     """
     PutSuppression: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.PutSuppressionRequest, _dispatcher_pb2.PutSuppressionResponse]
-    """Never sends to an address again. Idempotent by nature."""
+    """Never sends to an address again, or nothing of one list. Idempotent by nature."""
     DeleteSuppression: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.DeleteSuppressionRequest, _dispatcher_pb2.DeleteSuppressionResponse]
     """Lifts a suppression. Idempotent by nature."""
     ListSuppressions: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ListSuppressionsRequest, _dispatcher_pb2.ListSuppressionsResponse]
@@ -80,7 +80,7 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
     NOT_FOUND and FAILED_PRECONDITION name the first of the named that do not exist, or are neither dead nor held.
     """
     PutSuppression: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.PutSuppressionRequest, _dispatcher_pb2.PutSuppressionResponse]  # type: ignore[assignment]
-    """Never sends to an address again. Idempotent by nature."""
+    """Never sends to an address again, or nothing of one list. Idempotent by nature."""
     DeleteSuppression: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.DeleteSuppressionRequest, _dispatcher_pb2.DeleteSuppressionResponse]  # type: ignore[assignment]
     """Lifts a suppression. Idempotent by nature."""
     ListSuppressions: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ListSuppressionsRequest, _dispatcher_pb2.ListSuppressionsResponse]  # type: ignore[assignment]
@@ -143,7 +143,7 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dispatcher_pb2.PutSuppressionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dispatcher_pb2.PutSuppressionResponse, _abc.Awaitable[_dispatcher_pb2.PutSuppressionResponse]]:
-        """Never sends to an address again. Idempotent by nature."""
+        """Never sends to an address again, or nothing of one list. Idempotent by nature."""
 
     @_abc_1.abstractmethod
     def DeleteSuppression(

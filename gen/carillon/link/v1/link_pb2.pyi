@@ -738,6 +738,7 @@ class Delivery(_message.Message):
     JSON_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    LIST_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.bytes
     digest_id: _builtins.bytes
     subscriber: _builtins.str
@@ -750,6 +751,10 @@ class Delivery(_message.Message):
     text: _builtins.str
     json: _builtins.str
     priority: _timer_pb2.Priority.ValueType
+    list_id: _builtins.str
+    """What the reader unsubscribes from: type:<id> of what is sent alone, cadence:<id> of a digest. Empty: there is
+    something mandatory in it, and nothing to unsubscribe from.
+    """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -766,10 +771,11 @@ class Delivery(_message.Message):
         json: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         priority: _timer_pb2.Priority.ValueType = ...,
+        list_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "channel", b"channel", "digest_id", b"digest_id", "expire_time", b"expire_time", "html", b"html", "id", b"id", "json", b"json", "priority", b"priority", "subject", b"subject", "subscriber", b"subscriber", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "channel", b"channel", "digest_id", b"digest_id", "expire_time", b"expire_time", "html", b"html", "id", b"id", "json", b"json", "list_id", b"list_id", "priority", b"priority", "subject", b"subject", "subscriber", b"subscriber", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,58 @@
+"""What keeps the tables short and the gauges true, in any replica, a few times a minute."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Protocol
+
+from libs.errors import Unavailable
+from libs.postgres import Database, Transaction
+from services.dispatcher import metrics
+
+log = logging.getLogger(__name__)
+
+_HOUSEKEEPING_S = 5.0
+_KEY_RETENTION = timedelta(days=7)
+_FORGET_KEYS = 10_000
+
+
+class Queue(Protocol):
+    """What housekeeping needs of the store."""
+
+    async def backlog(self, tx: Transaction) -> dict[str, tuple[int, float]]: ...
+
+
+class Keys(Protocol):
+    """What housekeeping needs of the store of idempotency keys."""
+
+    async def forget(self, tx: Transaction, *, older_than: timedelta, limit: int) -> int: ...
+
+
+class Housekeeping:
+    """Measures the queue and forgets old idempotency keys, in any replica."""
+
+    def __init__(self, *, db: Database, queue: Queue, keys: Keys, lanes: Sequence[str]) -> None:
+        self._db = db
+        self._queue = queue
+        self._keys = keys
+        self._lanes = lanes
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self.run_once()
+            except Unavailable as error:
+                log.warning("Could not keep house; trying again.", extra={"error": str(error)})
+            await asyncio.sleep(_HOUSEKEEPING_S)
+
+    async def run_once(self) -> None:
+        """Measure, then forget."""
+        async with self._db.read() as tx:
+            backlog = await self._queue.backlog(tx)
+        for lane in self._lanes:
+            metrics.QUEUED.labels(lane).set(backlog.get(lane, (0, 0.0))[0])
+        metrics.OLDEST_QUEUED_SECONDS.set(max((oldest_s for _, oldest_s in backlog.values()), default=0.0))
+        async with self._db.transaction() as tx:
+            await self._keys.forget(tx, older_than=_KEY_RETENTION, limit=_FORGET_KEYS)

@@ -1,0 +1,97 @@
+"""Between the contract's messages and the dispatcher's nouns."""
+
+from datetime import datetime
+from uuid import UUID
+
+from carillon.dispatcher.v1 import dispatcher_pb2 as pb
+from carillon.explain.v1 import explain_pb2
+from carillon.scheduler.v1 import timer_pb2
+
+from libs.errors import Violations
+from libs.wire import Cursor, page_token, read_page_token, to_timestamp
+from services.dispatcher.records import AttemptRecord, Content, DeadLetterCount, DeliveryRecord, StoryEntry
+
+After = tuple[datetime, UUID]
+
+
+def token_of(at: datetime, id_: UUID, query: str) -> str:
+    """Where a page ends, for the next; valid with the same `query` only."""
+    cursor: Cursor = {"at": at.isoformat(), "id": str(id_)}
+    return page_token(cursor, query=query)
+
+
+def after_of(token: str, query: str) -> After | None:
+    """Where to go on; None at the start. Raises InvalidArgument for what is no token of this query."""
+    cursor = read_page_token(token, {"at": str, "id": str}, query=query)
+    if cursor is None:
+        return None
+    violations = Violations()
+    try:
+        return datetime.fromisoformat(cursor["at"]), UUID(cursor["id"])
+    except ValueError:
+        violations.add("page_token", "is not a token from an answer before")
+    violations.raise_if_any()
+    return None
+
+
+def delivery_of(one: DeliveryRecord) -> pb.Delivery:
+    """As callers see it."""
+    return pb.Delivery(
+        id=str(one.id),
+        digest_id=str(one.digest_id),
+        subscriber=one.subscriber,
+        channel=one.channel,
+        address=one.address,
+        subject=one.subject,
+        state=pb.DeliveryState.ValueType(one.state),
+        attempts=one.attempts,
+        last_error=one.last_error,
+        create_time=to_timestamp(one.created_at),
+        end_time=to_timestamp(one.ended_at) if one.ended_at else None,
+        next_attempt_time=to_timestamp(one.next_attempt_at) if one.next_attempt_at else None,
+        priority=timer_pb2.Priority.ValueType(one.priority),
+        reason=one.reason,
+        parked_until_time=to_timestamp(one.parked_until) if one.parked_until else None,
+    )
+
+
+def content_of(one: Content) -> pb.DeliveryContent:
+    """As callers see it."""
+    return pb.DeliveryContent(html=one.html, text=one.text, json=one.json)
+
+
+def count_of(one: DeadLetterCount) -> pb.DeadLetterCount:
+    """As callers see it."""
+    return pb.DeadLetterCount(
+        channel=one.channel,
+        state=pb.DeliveryState.ValueType(one.state),
+        reason=one.reason,
+        count=one.count,
+        first_time=to_timestamp(one.first_at),
+        last_time=to_timestamp(one.last_at),
+    )
+
+
+def attempt_of(one: AttemptRecord) -> pb.Attempt:
+    """As callers see it."""
+    return pb.Attempt(
+        number=one.number,
+        start_time=to_timestamp(one.started_at),
+        end_time=to_timestamp(one.ended_at) if one.ended_at else None,
+        is_sent=one.is_sent,
+        reply=one.reply,
+        reason=one.reason,
+    )
+
+
+def entry_of(one: StoryEntry) -> explain_pb2.Entry:
+    """As callers see it."""
+    return explain_pb2.Entry(
+        time=to_timestamp(one.at),
+        service="dispatcher",
+        kind=one.kind,
+        sentence=one.sentence,
+        details=one.details,
+        related_ids=map(str, one.related_ids),
+        is_expected=one.is_expected,
+    )
