@@ -148,6 +148,7 @@ def _message(one: Declaration) -> pb.NotificationType:
         is_mandatory=one.is_mandatory,
         payload_schema=schema_text(one.payload_schema),
         retention=retention,
+        formatting_service=one.formatting_service,
     )
 
 
@@ -161,6 +162,7 @@ def _declared(one: pb.NotificationType) -> Declaration:
             "default_channel": pb.Channel.Name(one.default_channel).removeprefix("CHANNEL_").lower(),
             "is_mandatory": one.is_mandatory,
             "retention": one.retention.ToTimedelta(),
+            "formatting_service": one.formatting_service,
             "payload_schema": json.loads(one.payload_schema or "{}"),
         }
     )

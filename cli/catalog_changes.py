@@ -11,7 +11,8 @@ from cli.notification_types import Declaration
 
 _MOST_PLACES: Final = 8
 _FIELDS: Final = (
-    *("name", "description", "default_cadence", "default_channel", "is_mandatory", "retention", "payload_schema"),
+    *("name", "description", "default_cadence", "default_channel", "is_mandatory", "retention", "formatting_service"),
+    "payload_schema",
 )
 
 

@@ -18,7 +18,12 @@ Endpoint = Annotated[
 ]
 TokenText = Annotated[
     str,
-    typer.Option("--token", envvar="CARILLON_TOKEN", help="Bearer token; better given by the environment or a file."),
+    typer.Option(
+        "--token",
+        envvar="CARILLON_TOKEN",
+        help="Bearer token; better given by the environment or a file.",
+        show_default=False,  # A profile may hold one, and defaults are shown in --help.
+    ),
 ]
 TokenFile = Annotated[
     Path | None,

@@ -41,6 +41,7 @@ class Declaration(BaseModel):
     default_channel: Channel = "email"
     is_mandatory: bool = False
     retention: Annotated[timedelta, BeforeValidator(parse_duration)] = timedelta(days=90)
+    formatting_service: str = ""
     payload_schema: Mapping[str, Any] = Field(default_factory=dict, description="Empty: any object.")
 
 
@@ -53,6 +54,7 @@ def notification_type(
     default_channel: Channel = "email",
     is_mandatory: bool = False,
     retention: timedelta = timedelta(days=90),
+    formatting_service: str = "",
 ) -> Callable[[ClassT], ClassT]:
     """Declare the decorated dataclass the payload of a notification type. Without a description its docstring is it."""
 
@@ -65,6 +67,7 @@ def notification_type(
             "default_channel": default_channel,
             "is_mandatory": is_mandatory,
             "retention": retention,
+            "formatting_service": formatting_service,
         }
         setattr(cls, _ATTRIBUTE, declared)
         return cls

@@ -32,7 +32,9 @@ class _ChannelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Channel.Value
     CHANNEL_EMAIL: _Channel.ValueType  # 1
     CHANNEL_WEBHOOK: _Channel.ValueType  # 2
     CHANNEL_APPRISE: _Channel.ValueType  # 3
-    """Anything Apprise knows; the address is an Apprise URL. Not built yet: INVALID_ARGUMENT."""
+    """Anything Apprise knows, as text; the address is an Apprise URL. Which of its services may be used is the dispatcher's
+    setting (CARILLON_DISPATCHER_APPRISE_SCHEMAS): what is sent to others ends as dead.
+    """
     CHANNEL_LOG: _Channel.ValueType  # 4
     """Written to the log, for development."""
 
@@ -43,7 +45,9 @@ CHANNEL_UNSPECIFIED: Channel.ValueType  # 0
 CHANNEL_EMAIL: Channel.ValueType  # 1
 CHANNEL_WEBHOOK: Channel.ValueType  # 2
 CHANNEL_APPRISE: Channel.ValueType  # 3
-"""Anything Apprise knows; the address is an Apprise URL. Not built yet: INVALID_ARGUMENT."""
+"""Anything Apprise knows, as text; the address is an Apprise URL. Which of its services may be used is the dispatcher's
+setting (CARILLON_DISPATCHER_APPRISE_SCHEMAS): what is sent to others ends as dead.
+"""
 CHANNEL_LOG: Channel.ValueType  # 4
 """Written to the log, for development."""
 Global___Channel: _TypeAlias = Channel  # noqa: Y015
@@ -253,7 +257,7 @@ class Subscriber(_message.Message):
     webhook_url: _builtins.str
     """http(s) URL, at most 2,048 characters; empty: none."""
     apprise_url: _builtins.str
-    """Apprise URL, at most 2,048 characters; empty: none. Not built yet: must be empty."""
+    """Apprise URL, at most 2,048 characters; empty: none."""
     @_builtins.property
     def quiet_hours(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuietHours]:
         """Nothing leaves then, 0 to 8 ranges, which must leave some time of the day on every channel. What is due, alone or in a

@@ -48,7 +48,9 @@ Global___FrameVerdict: _TypeAlias = FrameVerdict  # noqa: Y015
 
 @_typing.final
 class Frame(_message.Message):
-    """Up to 1,000 entries / 512 KiB that are applied in one transaction."""
+    """Up to 1,000 entries / 512 KiB that are applied in one transaction. It travels and is stored as it is, or zlib-compressed
+    (RFC 1950), which its first byte tells: 0x78, or the tag of its id.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

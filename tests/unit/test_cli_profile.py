@@ -1,0 +1,103 @@
+"""Profiles say what nobody wants to type; the environment and the command line say it louder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from carillon.intake.v1 import intake_pb2 as intake
+
+from tests.support.fake_services import FakeServices, Ran, fake_services
+
+
+@pytest.fixture
+def services() -> Iterator[FakeServices]:
+    """Cancel everything."""
+    with fake_services() as found:
+        found.answers["Cancel"] = intake.CancelResponse(is_applied=True)
+        yield found
+
+
+def run(services: FakeServices, path: Path, text: str, *arguments: str, **environment: str) -> Ran:
+    """Cancel, with a file of profiles and nothing known otherwise."""
+    path.write_text(text.replace("ADDRESS", services.address))
+    path.chmod(0o600)
+    known = {"CARILLON_INTAKE_ENDPOINT": "", "CARILLON_CONFIG": str(path), **environment}
+    return services.run(*arguments, "cancel", "e", **known)
+
+
+PROFILES = """
+[default]
+intake_endpoint = "ADDRESS"
+tenant = "shop"
+token = "of-the-shop"
+
+[bank]
+intake_endpoint = "ADDRESS"
+tenant = "bank"
+"""
+
+
+def test_a_profile_says_where_and_as_whom(services: FakeServices, tmp_path: Path) -> None:
+    """`default` without a name; another by --profile or the environment."""
+    path = tmp_path / "config.toml"
+    assert run(services, path, PROFILES).code == 0
+    assert run(services, path, PROFILES, "--profile", "bank").code == 0
+    assert run(services, path, PROFILES, CARILLON_PROFILE="bank").code == 0
+    told = [(one.get("carillon-tenant"), one.get("authorization")) for _, _, one in services.calls]
+    assert told == [("shop", "Bearer of-the-shop"), ("bank", None), ("bank", None)]
+
+
+def test_the_environment_wins_over_a_profile(services: FakeServices, tmp_path: Path) -> None:
+    """And the command line over both."""
+    run(services, tmp_path / "c.toml", PROFILES, CARILLON_TENANT="env")
+    path = {"CARILLON_CONFIG": str(tmp_path / "c.toml"), "CARILLON_INTAKE_ENDPOINT": ""}
+    services.run("cancel", "e", "--tenant", "line", CARILLON_TENANT="env", **path)
+    assert [one["carillon-tenant"] for _, _, one in services.calls] == ["env", "line"]
+
+
+def test_help_does_not_show_a_profiles_token(services: FakeServices, tmp_path: Path) -> None:
+    """Although it shows defaults."""
+    path = tmp_path / "c.toml"
+    run(services, path, PROFILES)
+    for arguments in (["cancel"], ["audit"], ["catalog", "sync"]):
+        ran = services.run(*arguments, "--help", CARILLON_CONFIG=str(path))
+        assert ran.code == 0
+        assert "of-the-shop" not in ran.out
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "says"),
+    [
+        ("nonsense", [], "is not TOML"),
+        ("[default]\ncolour = 'red'", [], "The profile says colour, which nothing knows."),
+        ("[default]\ntenant = ['a']", [], "The profile's tenant must be text"),
+        ("[default]\n[bank]", ["--profile", "shop"], "has no profile shop; there is bank, default."),
+    ],
+)
+def test_a_profile_that_cannot_be_used_is_refused(
+    services: FakeServices, tmp_path: Path, text: str, arguments: list[str], says: str
+) -> None:
+    """Exit code 2, and why."""
+    ran = run(services, tmp_path / "c.toml", text, *arguments)
+    assert ran.code == 2
+    assert says in ran.err
+
+
+def test_a_token_that_others_may_read_is_refused(services: FakeServices, tmp_path: Path) -> None:
+    """With the command that mends it; a path to a token is no secret."""
+    path = tmp_path / "c.toml"
+    run(services, path, PROFILES)
+    path.chmod(0o644)
+    ran = services.run("cancel", "e", CARILLON_CONFIG=str(path))
+    assert (ran.code, "chmod 600" in ran.err) == (2, True)
+    assert "of-the-shop" not in ran.err
+
+
+def test_profiles_know_the_options_of_all_commands(services: FakeServices, tmp_path: Path) -> None:
+    """Also of those that do not share theirs: audit takes its address from one."""
+    path = tmp_path / "c.toml"
+    path.write_text('[default]\ndigest_endpoint = "127.0.0.1:1"\n')
+    known = {f"CARILLON_{name}_ENDPOINT": "" for name in ("INTAKE", "SCHEDULER", "DIGEST", "DISPATCHER")}
+    ran = services.run("audit", CARILLON_CONFIG=str(path), **known)
+    assert ran.code == 1
+    assert "digest has not answered" in ran.out
