@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Final
 
 from services.digest.catalog import DEFAULT_RETENTION, OFF, Channel, ItemState, WindowKind, WindowState
-from services.digest.explaining_windows import ADDRESSES, fate, name_of, prospects
+from services.digest.explaining_windows import ADDRESSES, STOOD_IN, fate, name_of, prospects
 from services.digest.payload_schemas import BadSchema, compiled
 from services.digest.stories import Facts, KnownCancel, Told, clock_time, counted, cut, listed, quoted
 from services.digest.views import ItemView, NotificationView, WindowView
@@ -134,7 +134,7 @@ def _out(item: ItemView, _about: NotificationView, facts: Facts) -> str:
     else:
         name = facts.cadence(digest.cadence)
         how = f"went out by {digest.channel} in the digest {name} of {when}, with {counted(digest.item_count, 'item')},"
-    fallback = f" A template failed, and a built-in one stood in: {quoted(digest.template_error)}"
+    fallback = f" {STOOD_IN}: {quoted(digest.template_error)}"
     return f"{how} {fate(digest)}." + (fallback if digest.template_error else "")
 
 

@@ -20,6 +20,9 @@ ADDRESSES: Final[Mapping[Channel, str]] = {
     Channel.LOG: "name for the log",
 }
 
+STOOD_IN: Final = "Not all of it was written as it should have been, and other templates stood in"
+"""What a template's failure and a business service's have in common; the error says which it was."""
+
 _FATES: Final = {
     "dead": "but could not be delivered",
     "suppressed": "but was not delivered, because the address is suppressed",
@@ -57,7 +60,8 @@ def prospects(window: WindowView, facts: Facts) -> tuple[str, datetime]:
     until = _quiet_until(window, at, facts)
     then = f"; then quiet hours hold it until {when(until)}" if until else ""
     if window.state is WindowState.CLOSING:
-        return f"is about to be rendered{then}", until or window.due_at
+        asking = "waits for business services to format its items, and is then rendered"
+        return f"{asking if window.is_asked_about else 'is about to be rendered'}{then}", until or window.due_at
     match window.kind:
         case WindowKind.EXTERNAL:
             words = f"closes when the batch {window.batch} is triggered, or else on {when(window.due_at)}"
@@ -158,7 +162,7 @@ def digest_told(digest: DigestView, facts: Facts) -> Told:
         parts = f" in {counted(len(digest.deliveries), 'part')}" if len(digest.deliveries) > 1 else ""
         sentence = f"{what} was handed to the dispatcher{parts} for {digest.channel} {fate(digest)}."
         if error:
-            sentence += f" A template failed, and a built-in one stood in: {error}"
+            sentence += f" {STOOD_IN}: {error}"
     return Told(
         at=digest.closed_at,
         kind="digest_rendered" if digest.deliveries else "digest_dead",

@@ -56,9 +56,6 @@ class ClaimStore(Protocol):
 class AsideStore(Protocol):
     """See store_formatting."""
 
-    async def services_of(
-        self, tx: Transaction, types: Collection[tuple[str, str]]
-    ) -> Mapping[str, Mapping[str, str]]: ...
     async def set_aside(
         self, tx: Transaction, tenants: Collection[str], ids: Sequence[UUID], lease: timedelta
     ) -> None: ...
@@ -112,17 +109,22 @@ class Aside:
                     await self._store.give_back(tx, set(ours.values()), list(ours))
 
     async def claim(self, tx: Transaction, *, most_windows: int, most_items: int, now: datetime) -> list[ClosingWindow]:
-        """Lock windows that can be rendered now, those whose answers are there first; as store_rendering.claim."""
+        """Lock windows that can be rendered now, those whose answers are there first; as store_rendering.claim.
+
+        Windows are waited for only while none are locked: those set aside stay so until the commit, and who waits
+        holding them may be waited for crosswise. What is claimed after that skips what others have locked.
+        """
         while self._answered:
             if windows := await self._claim_answered(tx, now):
                 return windows
+        if (group := self._next_waiting()) is not None:
+            windows = await self._claims.claim_these(tx, set(group.tenants.values()), list(group.tenants), now=now)
+            if ready := await self._set_aside(tx, windows, now):
+                return ready
         for _ in range(_ROUNDS):
-            if (group := self._next_waiting()) is not None:
-                windows = await self._claims.claim_these(tx, set(group.tenants.values()), list(group.tenants), now=now)
-            else:
-                windows = await self._claims.claim(tx, most_windows=most_windows, most_items=most_items, now=now)
-                if not windows:
-                    return []
+            windows = await self._claims.claim(tx, most_windows=most_windows, most_items=most_items, now=now)
+            if not windows:
+                break
             if ready := await self._set_aside(tx, windows, now):
                 return ready
         return []
@@ -145,16 +147,13 @@ class Aside:
 
     async def _set_aside(self, tx: Transaction, windows: Sequence[ClosingWindow], now: datetime) -> list[ClosingWindow]:
         """Those that can be rendered at once; the others are set aside."""
-        services = await self._store.services_of(tx, {(one.tenant, line.type) for one in windows for line in one.lines})
-        if not services:
-            return list(windows)
         ready: list[ClosingWindow] = []
         asides: list[tuple[ClosingWindow, Order]] = []
         for one in windows:
-            if one.tenant not in services or without_rendering(one) or held_until(one, now=now) is not None:
+            if not one.services or without_rendering(one) or held_until(one, now=now) is not None:
                 ready.append(one)
                 continue
-            order = order_of(one, services[one.tenant])
+            order = order_of(one)
             if (known := self._formatter.known(order)) is not None:
                 ready.append(with_format(one, known))
             else:

@@ -10,8 +10,10 @@ Answers are remembered by everything that they depend on, the tenant included, f
 """
 
 import asyncio
+import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Final, Self
@@ -20,8 +22,7 @@ import aiohttp
 import stamina
 from cachetools import TTLCache
 from opentelemetry.trace import SpanKind
-from purgatory import AsyncCircuitBreakerFactory
-from purgatory.domain.model import OpenedState
+from purgatory.domain.model import Context, OpenedState
 
 from libs.business_services import BadReply, one_line, open_session, read_body, refusal
 from libs.telemetry.logs import get_logger
@@ -53,7 +54,7 @@ PATIENCE: Final = 3
 """A caller waits so many times the timeout of one request."""
 
 _CACHE_SECONDS: Final = 300.0  # A service that writes differently from now on is seen to do so soon.
-_ENTRY_BYTES: Final = 200  # What remembering an answer costs besides its text.
+_ENTRY_BYTES: Final = 150  # What remembering an answer costs besides its text.
 _BREAKS_AFTER: Final = 5
 _BROKEN_SECONDS: Final = 30.0
 _ATTEMPTS: Final = 2
@@ -75,13 +76,12 @@ class Formatter:
         self._timeout_s = settings.formatting_timeout.total_seconds()
         self._slots = {name: asyncio.Semaphore(settings.formatting_concurrency) for name in self._services}
         self._cache: TTLCache[Key, str] = TTLCache(
-            settings.formatting_cache_bytes, ttl=_CACHE_SECONDS, getsizeof=lambda text: len(text) + _ENTRY_BYTES
+            settings.formatting_cache_bytes, ttl=_CACHE_SECONDS, getsizeof=_entry_bytes
         )
-        self._breakers = AsyncCircuitBreakerFactory(
-            default_threshold=_BREAKS_AFTER,
-            default_ttl=_BROKEN_SECONDS,
-            exclude=[BadReply, BadFragment, asyncio.CancelledError],
-        )
+        self._breakers = {
+            name: Context(name, _BREAKS_AFTER, _BROKEN_SECONDS, exclude=[BadReply, BadFragment])
+            for name in self._services
+        }
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -150,7 +150,7 @@ class Formatter:
             fragments.update(came.fragments)
             failures.update(came.failures)
             for key, text in came.fragments.items():
-                if len(text) + _ENTRY_BYTES <= self._cache.maxsize:
+                if _entry_bytes(text) <= self._cache.maxsize:
                     self._cache[key] = text
 
         tasks = [asyncio.ensure_future(ask_one(ask)) for ask in asks_for(wanted)]
@@ -169,8 +169,9 @@ class Formatter:
             variable = DigestSettings.variable_of("formatting_services")
             return self._failed(ask, "not_asked", f"it is not registered in {variable}")
         try:
-            async with self._slots[service], await self._breakers.get_breaker(service):
-                came = await self._answer(ask)
+            async with self._slots[service]:
+                with _judged(self._breakers[service]):
+                    came = await self._answer(ask)
         except OpenedState as err:
             err.__traceback__ = None  # One object for all: it would grow with each that it is raised to.
             return self._failed(ask, "not_asked", f"it failed {_BREAKS_AFTER} times and is left alone for a while")
@@ -227,3 +228,26 @@ class Formatter:
         if response.status != 200:
             raise BadReply(refusal(response.status, body))
         return body
+
+
+def _entry_bytes(text: str) -> int:
+    """What remembering an answer costs; of some languages each character has two bytes, or four."""
+    return sys.getsizeof(text) + _ENTRY_BYTES
+
+
+@contextmanager
+def _judged(breaker: Context) -> Iterator[None]:
+    """Let the breaker see what comes of a request; raises OpenedState when it lets none through.
+
+    What is cancelled says nothing of the service; the library would take it for a success, and forget the failures.
+    """
+    breaker.handle_new_request()
+    try:
+        yield
+    except Exception as err:
+        breaker.handle_exception(err)
+        raise
+    else:
+        breaker.handle_end_request()
+    finally:
+        breaker.messages.clear()  # It keeps its events until somebody publishes them.

@@ -15,6 +15,7 @@ from uuid import UUID
 from libs.postgres import Database, Transaction
 from libs.telemetry.logs import get_logger
 from services.digest import metrics
+from services.digest.views import Gap
 
 log = get_logger(__name__)
 
@@ -24,17 +25,6 @@ _SHORTEST_REST_S: Final = 0.05
 _BETWEEN_ROUNDS_S: Final = 15.0
 
 Place = tuple[str, UUID]
-
-
-class Gap(Protocol):
-    """See views.Gap."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def count(self) -> int: ...
-    @property
-    def ids(self) -> Sequence[UUID]: ...
 
 
 class LedgerStore(Protocol):

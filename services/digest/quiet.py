@@ -12,8 +12,6 @@ from zoneinfo import ZoneInfo
 from libs.recurrence import Fold, Gap, instants_of
 from services.digest.catalog import Channel, QuietRange
 
-_DAY_MINUTES = 24 * 60
-
 
 def quiet_until(ranges: Sequence[QuietRange], zone: ZoneInfo, channel: Channel, now: datetime) -> datetime | None:
     """When the quiet that holds at `now` ends (UTC); None when nothing holds. Ranges are [start, until)."""
@@ -35,18 +33,18 @@ def quiet_until(ranges: Sequence[QuietRange], zone: ZoneInfo, channel: Channel, 
 
 
 def leaves_no_time(ranges: Sequence[QuietRange]) -> bool:
-    """Whether some channel would be quiet all day long, so that nothing could ever be sent by it."""
-    return any(
-        sum(_is_quiet(ranges, channel, minute) for minute in range(_DAY_MINUTES)) == _DAY_MINUTES for channel in Channel
-    )
+    """Whether some channel would be quiet all day long, so that nothing could ever be sent by it.
+
+    What is not quiet begins where some range ends, so no other times need a look.
+    """
+    theirs = ([one for one in ranges if one.channel in (None, channel)] for channel in Channel)
+    return any(held and all(_is_quiet(held, one.until) for one in held) for held in theirs)
 
 
-def _is_quiet(ranges: Sequence[QuietRange], channel: Channel, minute: int) -> bool:
-    at = time(minute // 60, minute % 60)
+def _is_quiet(ranges: Sequence[QuietRange], at: time) -> bool:
     return any(
         (one.start <= at < one.until) if one.start < one.until else (at >= one.start or at < one.until)
         for one in ranges
-        if one.channel in (None, channel)
     )
 
 

@@ -173,7 +173,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One part on its way to the dispatcher; not worth sending from `expires_at` on.
+    """One part on its way to the dispatcher; not worth sending from `expires_at` on. `list_id`: see windows.py.
 
     `priority` as a number (catalog.Priority): the process that renders imports this module, and nothing it needs not.
     """
@@ -187,3 +187,4 @@ class Message:
     part: Part
     priority: int
     expires_at: datetime | None = None
+    list_id: str = ""

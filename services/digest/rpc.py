@@ -68,16 +68,7 @@ class DigestRpc(CatalogRpc, PreviewsRpc, ViewsRpc, ExplainRpc, digest_pb2_grpc.D
         PreviewsRpc.__init__(
             self, db=db, catalog=catalog, formatting=formatting, formatter=formatter, press=press, clock=clock
         )
-        ViewsRpc.__init__(
-            self,
-            db=db,
-            views=views,
-            previews=previews,
-            formatting=formatting,
-            formatter=formatter,
-            press=press,
-            clock=clock,
-        )
+        ViewsRpc.__init__(self, db=db, views=views, previews=previews, formatter=formatter, press=press, clock=clock)
         ExplainRpc.__init__(self, db=db, views=views, stories=stories, boundaries=boundaries, clock=clock)
 
 

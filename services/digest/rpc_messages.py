@@ -41,7 +41,6 @@ from services.digest.rpc_words import (
     to_style,
 )
 
-_LATER = "is not built yet; leave it empty"
 _MAX_BODY_BYTES = 256 * 1024
 
 
@@ -110,8 +109,6 @@ def from_type(one: NotificationType) -> pb.NotificationType:
 
 def subscriber(v: Violations, field: str, one: pb.Subscriber) -> Subscriber:
     """A checked subscriber."""
-    if one.apprise_url:
-        v.add(f"{field}.apprise_url", _LATER)
     zone, locale = one.zone or "UTC", one.locale or "en"
     check_zone(v, f"{field}.zone", zone)
     addresses = {
@@ -195,6 +192,8 @@ def _choice(v: Violations, field: str, one: pb.Choice) -> Choice:
         v.add(f"{field}.channel", "must be given together with format")
     if channel is Channel.WEBHOOK and text_format not in (None, Format.JSON):
         v.add(f"{field}.format", "must be FORMAT_JSON or unspecified for CHANNEL_WEBHOOK")
+    if channel is Channel.APPRISE and text_format not in (None, Format.TEXT):
+        v.add(f"{field}.format", "must be FORMAT_TEXT or unspecified for CHANNEL_APPRISE")
     if channel is Channel.EMAIL and text_format is Format.JSON:
         v.add(f"{field}.format", "must be FORMAT_HTML, FORMAT_TEXT or unspecified for CHANNEL_EMAIL")
     return Choice(

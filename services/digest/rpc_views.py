@@ -13,7 +13,7 @@ from libs.postgres import Database
 from libs.rpc_context import Context, tenant_of
 from libs.wire import check_id, check_page_size, check_text, page_token, read_page_token, to_timestamp
 from services.digest.catalog import WindowState
-from services.digest.rpc_stores import Formatter, FormattingStore, Press, PreviewStore, ViewStore
+from services.digest.rpc_stores import Formatter, Press, PreviewStore, ViewStore
 from services.digest.rpc_words import to_channel
 from services.digest.views import DigestView, ItemView, OutcomeCount, WindowView
 from services.digest.windows import error_of, job_of, order_of, with_format
@@ -32,14 +32,12 @@ class ViewsRpc:
         db: Database,
         views: ViewStore,
         previews: PreviewStore,
-        formatting: FormattingStore,
         formatter: Formatter,
         press: Press,
         clock: Clock,
     ) -> None:
         self._view_db, self._views, self._previews = db, views, previews
-        self._view_formatting, self._view_formatter = formatting, formatter
-        self._view_press, self._view_clock = press, clock
+        self._view_formatter, self._view_press, self._view_clock = formatter, press, clock
 
     async def ListWindows(self, request: pb.ListWindowsRequest, context: Context) -> pb.ListWindowsResponse:
         """See the contract."""
@@ -78,12 +76,9 @@ class ViewsRpc:
                 raise NotFound(f"There is no open window {window_id}.", metadata={"window_id": str(window_id)})
             (closing,) = await self._previews.read_windows(tx, [window.tenant], [window_id])
             templates = await self._previews.templates_for(tx, [closing])
-            services = await self._view_formatting.services_of(
-                tx, {(closing.tenant, line.type) for line in closing.lines}
-            )
         if closing.subscriber is None or not closing.lines:
             return pb.PreviewDigestResponse()
-        (formatted,) = await self._view_formatter.format([order_of(closing, services.get(closing.tenant, {}))])
+        (formatted,) = await self._view_formatter.format([order_of(closing)])
         closing = with_format(closing, formatted)
         job = job_of(closing, templates.get(closing.tenant, {}), now=self._view_clock.now())
         (rendered,) = await self._view_press.render([job])

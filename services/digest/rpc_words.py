@@ -37,9 +37,6 @@ def to_style(style: Style) -> pb.Style.ValueType:
 
 def check_channel(v: Violations, field: str, value: int) -> Channel | None:
     """The channel; None for unspecified, and for what cannot be, which is recorded. As are the two below."""
-    if value == pb.CHANNEL_APPRISE:
-        v.add(field, "cannot be CHANNEL_APPRISE, which is not built yet")
-        return None
     name = _enum_name(v, field, value, pb.Channel)
     return Channel[name] if name else None
 

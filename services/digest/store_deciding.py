@@ -126,7 +126,8 @@ _DECIDE = """
     SELECT DISTINCT ON (number, subscriber, choice, filter)
         tenant, id, subscriber, choice, state, reason, kind, priority, cadence, channel, format, style, rule,
         is_fixed, zone, batch, fallback_after, occurred_at, CASE WHEN state = 1 AND kind = 1 THEN uuidv7() END,
-        CASE WHEN kind IN (3, 4) THEN timestamptz 'epoch' END, filter, duration, extension, cap, full_at, lead_style
+        CASE kind WHEN 3 THEN timestamptz 'epoch' WHEN 4 THEN timestamptz '1969-12-31 00:00+00' END, filter, duration,
+        extension, cap, full_at, lead_style
     FROM verdicts ORDER BY number, subscriber, choice, filter, lead_style"""
 
 

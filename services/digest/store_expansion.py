@@ -60,16 +60,22 @@ _PUT_BOUNDARIES = """
     INSERT INTO boundary
     SELECT * FROM unnest(%(rules)s::text[], %(zones)s::text[], %(starts)s::timestamptz[], %(ends)s::timestamptz[])"""
 
-_OPEN_WINDOW = """(
+_OPEN_WINDOW = """
         SELECT w.id, w.ctid FROM digest_window w
         WHERE w.tenant = e.tenant AND w.subscriber = e.subscriber AND w.cadence = e.cadence AND w.channel = e.channel
         AND w.format = e.format AND w.style = e.style AND w.state = 1 AND w.slot_at = """
 
-# Its own boundary, and the window that is open there.
+# The window that is open, and where its row is; or an id for one to be opened, without a place.
+_WINDOW_OR_NEW: LiteralString = (
+    "(SELECT coalesce(f.id, uuidv7()), f.ctid FROM (SELECT) AS one LEFT JOIN ("  # noqa: S608 - put together from constants.
+    + _OPEN_WINDOW
+)
+
+# Its own boundary, and the window there.
 _PLACE: LiteralString = (
     "UPDATE expansion e SET slot_at = b.end_at, (window_id, place) = "  # noqa: S608 - put together from constants.
-    + _OPEN_WINDOW
-    + """b.end_at)
+    + _WINDOW_OR_NEW
+    + """b.end_at) AS f ON true)
     FROM boundary b
     WHERE e.state = 1 AND e.kind = 2 AND b.rule = e.rule AND b.zone = e.zone
     AND b.start_at <= e.occurred_at AND e.occurred_at < b.end_at"""
@@ -78,42 +84,63 @@ _PLACE: LiteralString = (
 # Its boundary has passed and the window there is no longer open: then the first boundary after now.
 _PLACE_LATE: LiteralString = (
     "UPDATE expansion e SET slot_at = b.end_at, (window_id, place) = "  # noqa: S608 - put together from constants.
-    + _OPEN_WINDOW
-    + """b.end_at)
+    + _WINDOW_OR_NEW
+    + """b.end_at) AS f ON true)
     FROM boundary b
     WHERE e.state = 1 AND e.kind = 2 AND b.rule = e.rule AND b.zone = e.zone
     AND b.start_at <= %(now)s AND %(now)s < b.end_at
-    AND (e.slot_at IS NULL OR e.slot_at <= %(now)s AND e.window_id IS NULL)"""
+    AND (e.slot_at IS NULL OR e.slot_at <= %(now)s AND e.place IS NULL)"""
+)
+
+_PLACE_EXTERNAL: LiteralString = (
+    "UPDATE expansion e SET (window_id, place) = "  # noqa: S608 - put together from constants.
+    + _WINDOW_OR_NEW
+    + "e.slot_at) AS f ON true) WHERE state = 1 AND kind = 3"
 )
 
 # In the order of the unique index, so that two replicas opening the same windows do not wait for each other crosswise.
 _OPEN = """
-    INSERT INTO digest_window (tenant, id, subscriber, cadence, channel, format, style, kind, rule, batch,
-        slot_at, opened_at, due_at, state)
-    SELECT tenant, uuidv7(), subscriber, cadence, channel, format, style, min(kind),
-        CASE WHEN min(kind) = 2 AND NOT bool_and(is_fixed) THEN min(rule) ELSE '' END,
-        CASE WHEN min(kind) = 3 THEN min(batch) ELSE '' END,
-        slot_at, least(%(now)s, min(occurred_at)),
-        CASE WHEN min(kind) = 3 THEN %(now)s + min(fallback_after) ELSE slot_at END AS due_at, 1
-    FROM expansion WHERE state = 1 AND kind IN (2, 3) AND window_id IS NULL
-    GROUP BY tenant, subscriber, cadence, channel, format, style, slot_at
-    ORDER BY tenant, subscriber, cadence, channel, format, style, slot_at
-    ON CONFLICT (tenant, subscriber, cadence, channel, format, style, slot_at) WHERE state = 1 DO NOTHING
-    RETURNING tenant, id, due_at"""
+    WITH missing AS MATERIALIZED (
+        SELECT tenant, (array_agg(window_id ORDER BY window_id))[1] AS id, subscriber, cadence, channel, format, style,
+            min(kind) AS kind, CASE WHEN min(kind) = 2 AND NOT bool_and(is_fixed) THEN min(rule) ELSE '' END AS rule,
+            CASE WHEN min(kind) = 3 THEN min(batch) ELSE '' END AS batch,
+            slot_at, least(%(now)s, min(occurred_at)) AS opened_at,
+            CASE WHEN min(kind) = 3 THEN %(now)s + min(fallback_after) ELSE slot_at END AS due_at, count(*) AS items
+        FROM expansion WHERE state = 1 AND kind IN (2, 3) AND place IS NULL
+        GROUP BY tenant, subscriber, cadence, channel, format, style, slot_at
+        ORDER BY tenant, subscriber, cadence, channel, format, style, slot_at
+    ), opened AS (
+        INSERT INTO digest_window (tenant, id, subscriber, cadence, channel, format, style, kind, rule, batch,
+            slot_at, opened_at, due_at, state)
+        SELECT tenant, id, subscriber, cadence, channel, format, style, kind, rule, batch, slot_at, opened_at, due_at, 1
+        FROM missing
+        ON CONFLICT (tenant, subscriber, cadence, channel, format, style, slot_at) WHERE state = 1 DO NOTHING
+        RETURNING tenant, id, due_at)
+    SELECT total.windows, total.items, opened.tenant, opened.id, opened.due_at
+    FROM (SELECT count(*) AS windows, sum(items)::bigint AS items FROM missing) AS total LEFT JOIN opened ON true"""
+
+# Several items for one window to be opened have an id each so far; the window has the first.
+_SHARE = """
+    UPDATE expansion e SET window_id = same.id
+    FROM (
+        SELECT ctid AS item, window_id, first_value(window_id) OVER (
+            PARTITION BY tenant, subscriber, cadence, channel, format, style, slot_at ORDER BY window_id) AS id
+        FROM expansion WHERE state = 1 AND kind IN (2, 3) AND place IS NULL) AS same
+    WHERE e.ctid = same.item AND e.window_id <> same.id"""
 
 # One look-up in the unique index for each item; as a join, it would be at the mercy of a guess about seven columns.
 _FIND: LiteralString = (
-    "UPDATE expansion e SET (window_id, place) = "  # noqa: S608 - put together from constants.
+    "UPDATE expansion e SET (window_id, place) = ("  # noqa: S608 - put together from constants.
     + _OPEN_WINDOW
-    + """e.slot_at)
-    WHERE state = 1 AND kind IN (2, 3) AND window_id IS NULL"""
+    + "e.slot_at) WHERE state = 1 AND kind IN (2, 3) AND place IS NULL"
 )
 
 # Windows are locked where they were found, without another look-up: one that has changed since is no longer there, and
-# somebody else's row may be by now; then all is looked for again. An item without a window is missing here, too.
+# somebody else's row may be by now; then all is looked for again. Those that were opened here nobody else sees yet.
 _HOLD = """
     WITH wanted AS MATERIALIZED (
-        SELECT DISTINCT window_id, tenant, place FROM expansion WHERE state = 1 AND kind IN (2, 3) ORDER BY window_id
+        SELECT DISTINCT window_id, tenant, place FROM expansion
+        WHERE state = 1 AND kind IN (2, 3) AND (place IS NOT NULL OR window_id IS NULL) ORDER BY window_id
     ), held AS MATERIALIZED (
         SELECT FROM wanted CROSS JOIN LATERAL (
             SELECT FROM digest_window w
@@ -244,19 +271,23 @@ async def _fill_windows(run: _Statements, tally: _Tally, spans: _Spans) -> list[
 
 
 async def _fill_others(run: _Statements, tally: _Tally, spans: _Spans) -> list[WindowTimer] | None:
-    """All items, into windows other than rolling ones; None if one closed, or was opened by others, meanwhile."""
+    """All items, into windows other than rolling ones; None if one closed meanwhile."""
     if tally.waiting(WindowKind.ALIGNED):
         await run(_PLACE)
     if spans.is_any_late:
         await run(_PLACE_LATE)
     if tally.waiting(WindowKind.EXTERNAL):
+        await run(_PLACE_EXTERNAL)
+    rows = await (await run(_OPEN)).fetchall()
+    missing, items, *_ = rows[0]
+    opened = [
+        WindowTimer(tenant=tenant, window_id=window_id, due_at=due) for _, _, tenant, window_id, due in rows if tenant
+    ]
+    if len(opened) < missing:  # Others were opening the same ones, and have committed.
         await run(_FIND)
-    opened = await (await run(_OPEN)).fetchall()
-    if opened:
-        await run(_FIND)
-    if await (await run(_HOLD)).fetchone() != (True,):
-        return None
-    return [WindowTimer(tenant=tenant, window_id=window_id, due_at=due) for tenant, window_id, due in opened]
+    elif missing and items > missing:
+        await run(_SHARE)
+    return opened if await (await run(_HOLD)).fetchone() == (True,) else None
 
 
 async def _put_boundaries(run: _Statements, boundaries: Boundaries) -> _Spans:

@@ -13,9 +13,9 @@ from uuid import UUID
 
 from libs.postgres import Transaction
 from services.digest import store_history
-from services.digest.catalog import Channel, Priority, Subscriber, WindowKind
+from services.digest.catalog import Channel, Priority, WindowKind
 from services.digest.rendering_jobs import Line, Source
-from services.digest.store_subscribers import quiet_ranges
+from services.digest.store_subscribers import subscriber_of
 from services.digest.templates import TemplateKey, wanted_ids
 from services.digest.windows import Closed, ClosingWindow
 
@@ -25,10 +25,10 @@ _CLAIM = """
     WHERE state = 2 AND NOT is_held AND coalesce(asked_until <= clock_timestamp(), true)
     ORDER BY priority DESC, id LIMIT %s FOR NO KEY UPDATE SKIP LOCKED"""
 
-# These are waited for: whoever set them aside may not have committed yet. In the order of everybody who waits.
+# These are waited for: whoever set them aside may not have committed yet. In everybody's order, see store_windows.
 _CLAIM_THESE = """
     SELECT tenant, id FROM digest_window WHERE tenant = ANY (%s) AND id = ANY (%s) AND state = 2 AND NOT is_held
-    ORDER BY id FOR NO KEY UPDATE"""
+    ORDER BY kind = 4, id FOR NO KEY UPDATE"""
 
 # Only where the items read show that there is something to expire: for each of them, it would cost a second join.
 _EXPIRE = """
@@ -49,7 +49,7 @@ _READ = """
 
 _LINES = """
     SELECT i.window_id, n.id::text, n.type, coalesce(t.name, n.type), n.entity, n.group_key, n.occurred_at, n.payload,
-        n.expires_at
+        coalesce(t.is_mandatory, false), nullif(t.formatting_service, ''), n.expires_at
     FROM item i
     JOIN notification n ON n.tenant = i.tenant AND n.id = i.notification_id
     LEFT JOIN notification_type t ON t.tenant = n.tenant AND t.id = n.type
@@ -129,15 +129,37 @@ async def _windows(
 ) -> list[ClosingWindow]:
     lines: defaultdict[UUID, list[Line]] = defaultdict(list)
     expiries: dict[UUID, datetime] = {}
-    for window_id, one_id, kind, name, entity, group, occurred, payload, expires in items:
+    mandatory: set[UUID] = set()
+    services: defaultdict[UUID, dict[str, str]] = defaultdict(dict)
+    for window_id, one_id, kind, name, entity, group, occurred, payload, is_mandatory, service, expires in items:
         lines[window_id].append(Line(one_id, kind, name, entity, group, occurred.isoformat(), payload))
+        if is_mandatory:
+            mandatory.add(window_id)
+        if service:
+            services[window_id][kind] = service
         if expires is not None:
             expiries[window_id] = expires
     rows = await (await tx.raw.execute(_READ, (list(tenants), list(ids)))).fetchall()
-    return [_window(row, lines[row[1]], expiries.get(row[1])) for row in rows]
+    return [
+        _window(
+            row,
+            lines[row[1]],
+            expiries.get(row[1]),
+            is_mandatory=row[1] in mandatory,
+            services=services.get(row[1], {}),
+        )
+        for row in rows
+    ]
 
 
-def _window(row: tuple[Any, ...], lines: Sequence[Line], expires_at: datetime | None) -> ClosingWindow:
+def _window(
+    row: tuple[Any, ...],
+    lines: Sequence[Line],
+    expires_at: datetime | None,
+    *,
+    is_mandatory: bool,
+    services: Mapping[str, str],
+) -> ClosingWindow:
     tenant, window_id, kind, priority, subscriber_id, cadence, name, channel, text_format, style, *subscriber = row
     return ClosingWindow(
         tenant=tenant,
@@ -145,7 +167,7 @@ def _window(row: tuple[Any, ...], lines: Sequence[Line], expires_at: datetime | 
         kind=WindowKind(kind),
         priority=Priority(priority),
         subscriber_id=subscriber_id,
-        subscriber=None if subscriber[0] is None else _subscriber(*subscriber),
+        subscriber=None if subscriber[0] is None else subscriber_of(*subscriber),
         cadence=cadence,
         cadence_name=name,
         channel=Channel(channel),
@@ -154,20 +176,8 @@ def _window(row: tuple[Any, ...], lines: Sequence[Line], expires_at: datetime | 
         lines=lines,
         # A digest is worth sending for its other items; one sent alone is not.
         expires_at=expires_at if kind == WindowKind.ALONE else None,
-    )
-
-
-def _subscriber(
-    one_id: str, zone: str, locale: str, email: str, webhook_url: str, apprise_url: str, quiet_hours: Sequence[str]
-) -> Subscriber:
-    return Subscriber(
-        id=one_id,
-        zone=zone,
-        locale=locale,
-        email=email,
-        webhook_url=webhook_url,
-        apprise_url=apprise_url,
-        quiet_hours=quiet_ranges(quiet_hours),
+        is_mandatory=is_mandatory,
+        services=services,
     )
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from libs.postgres import Transaction
 from services.digest.catalog import Subscriber, WindowKind
-from services.digest.store_subscribers import quiet_ranges
+from services.digest.store_subscribers import subscriber_of
 from services.digest.stories import KnownCadence, KnownCancel, KnownChoice, KnownType
 from services.digest.views import NotificationView
 
@@ -60,18 +60,7 @@ async def subscribers(tx: Transaction, tenant: str, ids: Collection[str]) -> lis
         " WHERE tenant = %(tenant)s AND id = ANY (%(ids)s)",
         {"tenant": tenant, "ids": sorted(ids)},
     )
-    return [
-        Subscriber(
-            id=one_id,
-            zone=zone,
-            locale=locale,
-            email=email,
-            webhook_url=webhook_url,
-            apprise_url=apprise_url,
-            quiet_hours=quiet_ranges(quiet_hours),
-        )
-        for one_id, zone, locale, email, webhook_url, apprise_url, quiet_hours in rows
-    ]
+    return [subscriber_of(*row) for row in rows]
 
 
 async def types(tx: Transaction, tenant: str, ids: Collection[str]) -> list[KnownType]:

@@ -59,14 +59,21 @@ async def delete_subscriber(tx: Transaction, tenant: str, subscriber_id: str) ->
 
 
 def _subscriber(row: Row[Any]) -> Subscriber:
+    return subscriber_of(row.id, row.zone, row.locale, row.email, row.webhook_url, row.apprise_url, row.quiet_hours)
+
+
+def subscriber_of(
+    one_id: str, zone: str, locale: str, email: str, webhook_url: str, apprise_url: str, quiet_hours: Sequence[str]
+) -> Subscriber:
+    """A subscriber from the table's columns, in their order."""
     return Subscriber(
-        id=row.id,
-        zone=row.zone,
-        locale=row.locale,
-        email=row.email,
-        webhook_url=row.webhook_url,
-        apprise_url=row.apprise_url,
-        quiet_hours=quiet_ranges(row.quiet_hours),
+        id=one_id,
+        zone=zone,
+        locale=locale,
+        email=email,
+        webhook_url=webhook_url,
+        apprise_url=apprise_url,
+        quiet_hours=_quiet_ranges(quiet_hours),
     )
 
 
@@ -74,8 +81,7 @@ def _quiet_text(one: QuietRange) -> str:
     return f"{one.channel or ''}/{one.start:%H:%M}/{one.until:%H:%M}"
 
 
-def quiet_ranges(texts: Sequence[str]) -> tuple[QuietRange, ...]:
-    """Quiet hours as the table writes them."""
+def _quiet_ranges(texts: Sequence[str]) -> tuple[QuietRange, ...]:
     parts = [text.split("/") for text in texts]
     return tuple(
         QuietRange(

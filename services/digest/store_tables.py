@@ -191,7 +191,8 @@ digest_window = Table(
     Column("priority", SmallInteger, nullable=False, server_default=text("2")),  # The notification's, if sent alone.
     _text("rule"),  # cron:… or rrule:… of an aligned window whose boundaries follow the subscriber's zone, else empty.
     _text("batch"),
-    _at("slot_at"),  # due_at of aligned windows, the epoch of external ones, of which one is open at a time.
+    # due_at of aligned windows; of external and of rolling ones, of which one is open at a time, each a day of its own.
+    _at("slot_at"),
     _at("opened_at"),
     _at("due_at"),
     Column("state", SmallInteger, nullable=False),  # catalog.WindowState
@@ -231,7 +232,7 @@ digest = Table(
     _at("closed_at"),
     Column("item_count", Integer, nullable=False),
     Column("parts", Integer, nullable=False),  # 0: it could not be rendered.
-    _text("template_error"),  # Why the tenant's own template was not used, or why nothing could be rendered.
+    _text("template_error"),  # Why others wrote than should have, or nobody could.
     Index("digest_newest", "tenant", "closed_at", "id"),
     Index("digest_by_subscriber", "tenant", "subscriber", "closed_at", "id"),
 )

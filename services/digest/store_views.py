@@ -19,7 +19,8 @@ from services.digest.views import (
 
 _WINDOWS = """
     SELECT w.tenant, w.id, w.subscriber, w.cadence, w.channel, w.kind, w.priority, w.state, w.opened_at, w.due_at,
-        w.closed_at, w.batch, w.is_held, w.latest_at, w.full_at,
+        w.closed_at, w.batch, w.is_held, w.state = 2 AND coalesce(w.asked_until > clock_timestamp(), false),
+        w.latest_at, w.full_at,
         (SELECT count(*) FROM item i WHERE i.window_id = w.id AND i.tenant = w.tenant AND i.state = 1)
     FROM digest_window w WHERE w.tenant = %(tenant)s"""
 
@@ -187,7 +188,7 @@ async def backlog(tx: Transaction, *, now: datetime) -> tuple[int, int, timedelt
 
 def _window(row: tuple[Any, ...]) -> WindowView:
     tenant, one_id, subscriber, cadence, channel, kind, priority, state, opened_at, due_at, closed_at, *rest = row
-    batch, is_held, latest_at, full_at, items = rest
+    batch, is_held, is_asked_about, latest_at, full_at, items = rest
     return WindowView(
         tenant=tenant,
         id=one_id,
@@ -203,6 +204,7 @@ def _window(row: tuple[Any, ...]) -> WindowView:
         items=items,
         batch=batch,
         is_held=is_held,
+        is_asked_about=is_asked_about,
         latest_at=latest_at,
         full_at=full_at,
     )

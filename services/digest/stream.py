@@ -192,11 +192,8 @@ class Timers:
 
     def _addressed(self, timer: WindowTimer, stencil: Stencil) -> Encoded:
         entity = timer.entity
-        return Encoded(
-            receiver="scheduler",
-            partition=shard_of(timer.tenant, entity, self._shards),
-            body=stencil.filled(timer.id.bytes, entity, timer.window_id.bytes),
-        )
+        body = stencil.filled(timer.id.bytes, entity, timer.window_id.bytes)
+        return Encoded(receiver="scheduler", partition=shard_of(timer.tenant, entity, self._shards), body=body)
 
     def publish(self, frames: Sequence[OutgoingFrame]) -> None:
         """After the commit."""
@@ -365,5 +362,6 @@ def _delivery_entry(message: Message, sequence: int) -> link_pb2.Entry:
             json=message.part.json,
             expire_time=expire_time,
             priority=timer_pb2.Priority.ValueType(message.priority),
+            list_id=message.list_id,
         ),
     )

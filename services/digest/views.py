@@ -16,8 +16,9 @@ _HALF: Final = (1 << 64) - 1
 class WindowView:
     """A window and how many items wait in it.
 
-    `is_held`: quiet hours hold it until `due_at`. Of rolling ones `latest_at` is when they close at the latest, and
-    `full_at` how many items make them full (None: any number).
+    `is_held`: quiet hours hold it until `due_at`. `is_asked_about`: it is closing, and business services are asked to
+    format its items. Of rolling ones `latest_at` is when they close at the latest, and `full_at` how many items make
+    them full (None: any number).
     """
 
     tenant: str
@@ -34,6 +35,7 @@ class WindowView:
     items: int
     batch: str
     is_held: bool
+    is_asked_about: bool
     latest_at: datetime | None
     full_at: int | None
 

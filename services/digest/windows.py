@@ -1,7 +1,7 @@
 """A window on its way out: what the store claims, and what the renderer decides about it. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -18,7 +18,8 @@ from services.digest.templates import TemplateKey, chosen
 class ClosingWindow:
     """A claimed window with the items that are still pending. `subscriber` is None when it has been deleted.
 
-    `formatting_error` says why business services did not format what they should have.
+    `services` names, for those of its items' types that business services format, which; `formatting_error` says why
+    they did not format what they should have. `is_mandatory`: an item's type is.
     """
 
     tenant: str
@@ -35,11 +36,23 @@ class ClosingWindow:
     expires_at: datetime | None = None
     priority: Priority = Priority.NORMAL
     formatting_error: str = ""
+    is_mandatory: bool = False
+    services: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_alone(self) -> bool:
         """Whether it holds one item that is sent alone."""
         return self.kind is WindowKind.ALONE
+
+    @property
+    def list_id(self) -> str:
+        """What a reader who wants no more of this unsubscribes from; empty: with a mandatory item in it, from nothing.
+
+        What is sent alone is on the list of its type, a digest on that of its cadence.
+        """
+        if self.is_mandatory or not self.lines:
+            return ""
+        return f"type:{self.lines[0].type}" if self.is_alone else f"cadence:{self.cadence}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +124,8 @@ def job_of(window: ClosingWindow, templates: Mapping[TemplateKey, Source], *, no
     )
 
 
-def order_of(window: ClosingWindow, services: Mapping[str, str]) -> Order:
-    """What business services are to format, of a window whose subscriber exists; `services` by type."""
+def order_of(window: ClosingWindow) -> Order:
+    """What business services are to format, of a window whose subscriber exists."""
     assert window.subscriber is not None
     return Order(
         tenant=window.tenant,
@@ -122,7 +135,7 @@ def order_of(window: ClosingWindow, services: Mapping[str, str]) -> Order:
         zone=window.subscriber.zone,
         locale=window.subscriber.locale,
         lines=window.lines,
-        services=services,
+        services=window.services,
     )
 
 
@@ -162,6 +175,7 @@ def closed_by(window: ClosingWindow, rendered: Rendered) -> Closed:
             part=part,
             priority=window.priority,
             expires_at=window.expires_at,
+            list_id=window.list_id,
         )
         for number, part in enumerate(rendered.parts, start=1)
     ]

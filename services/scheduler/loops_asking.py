@@ -8,8 +8,7 @@ shard. So questions may be asked more than once, by several replicas, and a lost
 Each service has a queue and connections of its own, so a slow one keeps only its own timers waiting. What its queue has
 no room for is dropped and told as not asked: it does not count against the attempts that a service has to answer.
 
-Names are registered by the operator, never chosen by callers. So addresses are not judged as a webhook's are; but
-redirects are not followed and proxies not used, because the token must not go anywhere else.
+Which services there are, and what is sent to them besides, libs/business_services.py says.
 """
 
 import asyncio
@@ -23,6 +22,7 @@ import aiohttp
 import msgspec
 from opentelemetry.trace import SpanKind
 
+from libs.business_services import BadReply, one_line, open_session, read_body, refusal
 from libs.telemetry.traces import inject, span
 from services.scheduler import metrics
 from services.scheduler.conditions import Answer, Question
@@ -30,7 +30,6 @@ from services.scheduler.settings import SchedulerSettings
 
 log = logging.getLogger(__name__)
 
-USER_AGENT = "carillon"
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_REASON = 1_000
 """Characters that are kept of a reason: it goes on record with the verdict."""
@@ -38,15 +37,6 @@ MAX_REASON = 1_000
 _QUEUE_QUESTIONS = 10_000
 _QUEUE_BYTES = 32 << 20
 """What waits to be asked of one service at most (INV-9)."""
-
-_KEEPALIVE_S = 4.0
-"""Below the five seconds after which many servers hang up: a question that crosses with that is lost."""
-
-_SHOWN_CHARACTERS = 200
-
-
-class _NoAnswer(Exception):
-    """The service said something that is no answer; the message is what."""
 
 
 class _Reply(msgspec.Struct):
@@ -119,22 +109,11 @@ class Asker:
 
     async def run(self) -> None:
         """Ask until cancelled."""
-        async with self._session() as session, asyncio.TaskGroup() as tasks:
+        async with open_session(self._settings.condition_token) as session, asyncio.TaskGroup() as tasks:
             for name in self._services:
                 for _ in range(self._settings.condition_concurrency):
                     tasks.create_task(self._ask_loop(session, name))
             await asyncio.Event().wait()  # A group without tasks would end.
-
-    def _session(self) -> aiohttp.ClientSession:
-        headers = {"User-Agent": USER_AGENT, "Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if (token := self._settings.condition_token) is not None:
-            headers["Authorization"] = f"Bearer {token.get_secret_value()}"
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),  # The loops bound it.
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # A short answer must not unfold into a long one.
-            headers=headers,
-        )
 
     async def _ask_loop(self, session: aiohttp.ClientSession, name: str) -> None:
         while True:
@@ -151,7 +130,7 @@ class Asker:
                 reply = await self._post(session, waiting)
         except TimeoutError:
             return _answer(question, None, f"no answer within {question.condition.timeout.total_seconds():g} s")
-        except (_NoAnswer, aiohttp.ClientError, OSError) as err:
+        except (BadReply, aiohttp.ClientError, OSError) as err:
             return _answer(question, None, str(err) or type(err).__name__)
         except Exception as err:  # Outermost frame of a question: the others must be asked all the same.
             log.exception("A question could not be asked.", extra={"service": question.condition.service})
@@ -167,23 +146,13 @@ class Asker:
             timeout=aiohttp.ClientTimeout(total=condition.timeout.total_seconds()),
             allow_redirects=False,
         ) as response:
-            body = await _body_of(response)
+            body = await read_body(response, most_bytes=MAX_ANSWER_BYTES)
         if response.status != 200:
-            raise _NoAnswer(f"it answered {response.status} {body[:_SHOWN_CHARACTERS].decode('utf-8', 'replace')}")
+            raise BadReply(refusal(response.status, body))
         try:
             return _REPLY.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
-            raise _NoAnswer(f"it answered something else than holds true or false: {err}") from err
-
-
-async def _body_of(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            response.close()  # Reading on would cost more than a new connection.
-            raise _NoAnswer(f"it answered {response.status} with more than {MAX_ANSWER_BYTES // 1024} KiB")
-    return bytes(body)
+            raise BadReply(f"it answered something else than holds true or false: {err}") from err
 
 
 def _answer(question: Question, holds: bool | None, reason: str, *, was_asked: bool = True) -> Answer:
@@ -192,12 +161,6 @@ def _answer(question: Question, holds: bool | None, reason: str, *, was_asked: b
         timer_id=question.timer_id,
         number=question.number,
         holds=holds,
-        reason=_clean(reason),
+        reason=one_line(reason, most=MAX_REASON),
         was_asked=was_asked,
     )
-
-
-def _clean(text: str) -> str:
-    """Fit for a column and a log line: no control characters, not long."""
-    printable = "".join(char if char.isprintable() else " " for char in text[: 2 * MAX_REASON])
-    return " ".join(printable.split())[:MAX_REASON]

@@ -16,7 +16,10 @@ About = Literal["entity", "id", "schedule_id", "run_id"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimerFilter:
-    """Which timers of a tenant. `states` may hold FIRED; empty parts select all. `until_at` is exclusive."""
+    """Which timers of a tenant. `states` may hold FIRED; empty parts select all. `until_at` is exclusive.
+
+    Timers that services set for themselves are only there if `is_internal_wanted`, or their entity is named.
+    """
 
     tenant: str
     entity: str = ""
@@ -24,6 +27,7 @@ class TimerFilter:
     states: frozenset[State] = frozenset()
     from_at: datetime | None = None
     until_at: datetime | None = None
+    is_internal_wanted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +51,8 @@ class ShardSummary:
     """A shard and one tenant's timers in it.
 
     `pending`: timers whose turn is to come (`timer.HAS_TURN`); `due`: those of them whose turn has come and was not
-    taken yet. Paused and buffered timers have no turn. Exact below 10,000.
+    taken yet; `pending_internal`: those that services set for themselves. Paused and buffered timers have no turn.
+    Exact below 10,000.
     """
 
     number: int
@@ -57,3 +62,4 @@ class ShardSummary:
     watermark_at: datetime
     pending: int
     due: int
+    pending_internal: int

@@ -112,6 +112,7 @@ class SchedulerRpc(scheduler_pb2_grpc.SchedulerServiceServicer):
             until_at=check_instant(violations, "until_time", request.until_time)
             if request.HasField("until_time")
             else None,
+            is_internal_wanted=request.include_internal,
         )
         if wanted.from_at is not None and wanted.until_at is not None and wanted.from_at >= wanted.until_at:
             violations.add("until_time", "must be after from_time")

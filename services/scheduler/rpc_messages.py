@@ -84,6 +84,7 @@ def shard_message(shard: ShardSummary) -> scheduler_pb2.Shard:
         watermark_time=to_timestamp(shard.watermark_at),
         pending=shard.pending,
         due=shard.due,
+        pending_internal=shard.pending_internal,
     )
     if shard.lease_until is not None:
         message.lease_until_time.CopyFrom(to_timestamp(shard.lease_until))

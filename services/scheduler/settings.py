@@ -1,38 +1,17 @@
 """The scheduler's own settings."""
 
-import json
-import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated
-from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
 
 from libs.service import BaseSettings
 from libs.settings import Duration
 from libs.settings import Settings as Group
+from libs.settings_services import BusinessServices
 
 SECOND = timedelta(seconds=1)
-_SERVICE_NAME = re.compile(r"[a-z0-9._-]{1,64}")
-
-
-def _parse_services(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as err:
-        raise ValueError(f"must be a JSON object, service name to URL: {err}") from err
-
-
-def _is_web_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # A port that is none, half an IPv6 address.
-        return False
 
 
 class SchedulerSettings(Group):
@@ -108,7 +87,7 @@ class SchedulerSettings(Group):
         description="Events that may wait in Postgres for JetStream; then nothing fires until there are fewer "
         "(INV-9). At 66 KiB each that is 7 GB at the very worst, and normally below 200 MB.",
     )
-    condition_services: Annotated[dict[str, str], NoDecode, BeforeValidator(_parse_services)] = Field(
+    condition_services: BusinessServices = Field(
         {},
         description="The business services that may decide conditions, a JSON object of names (1-64 characters of "
         '[a-z0-9._-]) and http or https URLs: `{"crm": "https://crm.example/carillon"}`. They are asked by POST; '
@@ -126,18 +105,6 @@ class SchedulerSettings(Group):
         description="Questions under way to each of them at once, per process. 10,000 more wait in memory (32 MiB at "
         "most); the rest is asked later, from Postgres.",
     )
-
-    @field_validator("condition_services")
-    @classmethod
-    def _are_services(cls, services: dict[str, str]) -> dict[str, str]:
-        for name, url in services.items():
-            if not _SERVICE_NAME.fullmatch(name):
-                raise ValueError(f"a name is 1-64 characters of [a-z0-9._-], and {name!r} is not")
-            if not _is_web_address(url):
-                raise ValueError(f"{name}: must look like https://host:port/path")
-            if "@" in urlsplit(url).netloc:
-                raise ValueError(f"{name}: must not hold credentials; use CARILLON_SCHEDULER_CONDITION_TOKEN")
-        return services
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A list of the whole tenant is merged from all shards: each gives its next page's worth in firing order, which is one
 index scan, and the first of those are the page. Pages are limited in bytes as well, in Postgres: what does not fit
-never gets here. So deep pages cost what the first one does, and large targets no memory.
+never gets here. So deep pages cost what the first one does, and large targets no memory. What the scan passes over is
+read, though: other tenants' timers, and those that services set for themselves, as for every window that is open.
 """
 
 from collections.abc import Collection, Iterable
@@ -21,6 +22,7 @@ from sqlalchemy import (
     cast,
     func,
     literal,
+    not_,
     or_,
     select,
     true,
@@ -33,7 +35,7 @@ from services.scheduler.queries import About, Page, Place, ShardSummary, TimerFi
 from services.scheduler.store_rows import COLUMNS, steps_json, timeline_of, timer_of
 from services.scheduler.store_schema import attempt, shard, timer
 from services.scheduler.timelines import Step, Timeline
-from services.scheduler.timer import HAS_TURN, UNDER_WAY, State, Timer
+from services.scheduler.timer import HAS_TURN, INTERNAL_PREFIX, UNDER_WAY, State, Timer
 
 _COUNTED = 10_000
 """Waiting timers of a shard are counted exactly up to here; a count of millions would cost seconds."""
@@ -127,12 +129,19 @@ class QueryStore:
         """All shards, ascending, with the tenant's waiting timers in each."""
         async with self._db.read() as tx:
             cursor = await tx.raw.execute(
-                "SELECT shard.shard, coalesce(holder, ''), epoch, lease_until, watermark_at, pending, due"
-                " FROM shard, LATERAL (SELECT count(*) AS pending, count(*) FILTER (WHERE fire_at <= %(now)s) AS due"
-                " FROM (SELECT fire_at FROM timer WHERE timer.shard = shard.shard AND tenant = %(tenant)s"
+                "SELECT shard.shard, coalesce(holder, ''), epoch, lease_until, watermark_at, pending, due, internal"
+                " FROM shard, LATERAL (SELECT count(*) AS pending, count(*) FILTER (WHERE fire_at <= %(now)s) AS due,"
+                " count(*) FILTER (WHERE starts_with(entity, %(internal)s)) AS internal"
+                " FROM (SELECT fire_at, entity FROM timer WHERE timer.shard = shard.shard AND tenant = %(tenant)s"
                 " AND state = ANY(%(states)s) AND (fire_at, id) > (watermark_at, watermark_id)"
                 " ORDER BY fire_at, id LIMIT %(counted)s) AS waiting) AS counted ORDER BY shard.shard",
-                {"now": now, "tenant": tenant, "states": [int(state) for state in HAS_TURN], "counted": _COUNTED},
+                {
+                    "now": now,
+                    "tenant": tenant,
+                    "states": [int(state) for state in HAS_TURN],
+                    "counted": _COUNTED,
+                    "internal": INTERNAL_PREFIX,
+                },
             )
             rows = await cursor.fetchall()
         return [
@@ -144,8 +153,9 @@ class QueryStore:
                 watermark_at=watermark_at,
                 pending=pending,
                 due=due,
+                pending_internal=internal,
             )
-            for number, holder, epoch, lease_until, watermark_at, pending, due in rows
+            for number, holder, epoch, lease_until, watermark_at, pending, due, internal in rows
         ]
 
     async def put_timeline(
@@ -225,6 +235,8 @@ def _conditions(wanted: TimerFilter, after: Place | None) -> list[ColumnElement[
     conditions: list[ColumnElement[bool]] = [columns.tenant == wanted.tenant]
     if wanted.entity:
         conditions.append(columns.entity == wanted.entity)
+    elif not wanted.is_internal_wanted:
+        conditions.append(not_(func.starts_with(columns.entity, INTERNAL_PREFIX)))
     if wanted.type:
         conditions.append(columns.type == wanted.type)
     if wanted.from_at is not None:

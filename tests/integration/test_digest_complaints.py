@@ -201,6 +201,36 @@ async def test_one_choice_made_in_two_ways_is_one_item(rig: Rig) -> None:
     assert await rig.ledger() == {("sent_alone", ""): 2, ("digested", ""): 1}
 
 
+async def test_one_choice_made_in_two_ways_is_one_item_whatever_becomes_of_it(rig: Rig) -> None:
+    """Cancelled, expired, suppressed or left out by all filters: one row each; told if one of the filters wants it."""
+    await rig.put_rolling("leading", duration=HOUR, is_leading=True)
+    choices = [pb.Choice(cadence="leading"), pb.Choice(cadence="leading", style=pb.STYLE_SUMMARY)]
+    for name in ("uma", "bea"):
+        ways = [
+            pb.Subscription(
+                id=f"{name}-{delay}", subscriber=name, type="*", choices=choices, filter=f"payload.delay > {delay}"
+            )
+            for delay in (5, 30)
+        ]
+        await rig.call("PutSubscriptions", subscriptions=ways)
+    await rig.put_subscriber("bea", email="")
+    await rig.apply(rig.cancel("E1", sequence=99))
+    await rig.apply(
+        rig.notification("uma", entity="E1", payload={"delay": 10}),
+        rig.notification("uma", expires=START, payload={"delay": 10}),
+        rig.notification("uma", payload={"delay": 1}),
+        rig.notification("uma", payload={"delay": 10}),
+        rig.notification("bea", payload={"delay": 10}),
+    )
+    assert await rig.ledger() == {
+        ("cancelled", ""): 1,
+        ("expired", ""): 1,
+        ("suppressed", "filter"): 1,
+        ("suppressed", "no_address"): 1,
+        ("pending", ""): 1,
+    }
+
+
 async def test_everything_that_was_accepted_is_somewhere(rig: Rig) -> None:
     """novu #12373, lost silently: sent, waiting, left out, cancelled: the ledger has each once, none is missing."""
     await rig.put_daily()

@@ -160,6 +160,37 @@ async def test_a_window_that_closed_after_it_was_found_takes_nothing_in(rig: Rig
     assert await rows(rig, "SELECT count(*) FROM item WHERE window_id = %s", bob) == [(2,)]
 
 
+async def test_several_items_of_one_frame_open_one_window(rig: Rig) -> None:
+    """Whatever else it opens, each subscriber's items are together, and each window asks for one timer."""
+    await rig.put_external("batch", "batch")
+    for name in ("bob", "eve"):
+        await rig.put_subscriber(name)
+        await rig.subscribe(name, "daily", "batch")
+    await rig.apply(*(rig.notification("ann", "bob", "eve") for _ in range(15)))
+    found = await rows(
+        rig,
+        "SELECT w.subscriber, w.cadence, count(*) FROM item JOIN digest_window w ON w.id = window_id"
+        " GROUP BY w.id, 1, 2 ORDER BY 1, 2",
+    )
+    expected = [("ann", "daily"), ("bob", "batch"), ("bob", "daily"), ("eve", "batch"), ("eve", "daily")]
+    assert found == [(*one, 15) for one in expected]
+    assert len(await rig.outgoing("scheduler")) == 5
+
+
+async def test_an_item_joins_the_window_that_somebody_else_was_opening(rig: Rig) -> None:
+    """Both find none; the second one waits for the first one's commit and puts its items there, opening the rest."""
+    await rig.put_subscriber("bob")
+    await rig.subscribe("bob", "daily")
+    async with rig.db.transaction() as tx:
+        frame = link_pb2.Frame(id=new_id().bytes, entries=[rig.notification("ann")])
+        await rig.inlet.apply(tx, [IncomingFrame(id=new_id(), frame=frame, message=cast(Any, None))])
+        task = await until_blocked(rig, rig.apply(rig.notification("ann"), rig.notification("bob")))
+    await task
+    found = await rows(rig, "SELECT subscriber, count(*) FROM item GROUP BY window_id, 1 ORDER BY 1")
+    assert found == [("ann", 2), ("bob", 1)]
+    assert len(await rows(rig, "SELECT FROM digest_window")) == 2
+
+
 @pytest.mark.parametrize("entries", [1, 40])
 async def test_no_table_that_grows_is_read_from_end_to_end(rig: Rig, entries: int) -> None:
     """Even where they are small, so that Postgres would like to, and the statistics say so. Types are few."""

@@ -155,6 +155,18 @@ async def test_nobody_waits_for_a_service_that_fails_again_and_again() -> None:
             assert came.error == ""
 
 
+async def test_a_service_that_keeps_us_waiting_is_left_alone_however_few_may_ask_it() -> None:
+    """What is broken off because its message is out of time says nothing of the service, and no good either."""
+    service = ConditionService(waits_for(asyncio.Event(), writes))
+    settings: dict[str, Any] = {"formatting_timeout": "100ms", "formatting_concurrency": 1}
+    async with service.listening(), formatting(formatting_services={"crm": service.url}, **settings) as it:
+        many = order(*(line(number) for number in range(400)))
+        for _ in range(4):
+            await it.format([many])
+        (came,) = await it.format([many])
+    assert "it failed 5 times and is left alone for a while" in came.error
+
+
 async def test_wrong_answers_do_not_turn_a_service_off() -> None:
     """They cost no time, and one tenant's odd payloads must not take it from the others."""
     service = ConditionService(responds(400))

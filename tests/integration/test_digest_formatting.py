@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,11 +10,14 @@ from aiohttp import web
 from carillon.digest.v1 import digest_pb2 as pb
 
 from libs.errors import InvalidArgument
-from services.digest import metrics
+from services.digest import metrics, store_rendering
 from tests.integration.digest_rig import Rig, migrate, replica
 from tests.support.condition_service import Behaviour, ConditionService, hangs_up, responds, waits_for
 from tests.support.fixtures import OpenDatabase
 from tests.support.formatting_service import writes
+
+WAITING = """
+    SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"""
 
 # Closing
 
@@ -139,6 +143,8 @@ async def test_a_slow_service_keeps_only_its_own_waiting(rig: Rig, crm: Conditio
     await rig.close()
     await crm.asked(1)
     assert [one.subscriber for one in await rig.deliveries()] == ["bob"]
+    (told,) = (await rig.call("Explain", id="ann")).entries[-1:]
+    assert "waits for business services to format its items" in told.sentence
     async with rig.db.transaction() as tx:  # Nothing is locked.
         cursor = await tx.raw.execute("SELECT id FROM digest_window WHERE state = 2 FOR UPDATE NOWAIT")
         assert len(await cursor.fetchall()) == 3
@@ -241,6 +247,33 @@ async def test_windows_beyond_what_may_be_asked_wait_their_turn(rig: Rig, monkey
     await closed(rig, 20)
     assert await rig.ledger() == {("sent_alone", ""): 20}
     assert metrics.FORMATTING_WINDOWS._value.get() == 0
+
+
+async def test_who_waits_for_windows_takes_them_in_the_order_of_all_others(
+    rig: Rig, postgres_url: str, open_database: OpenDatabase
+) -> None:
+    """Rolling ones last, however old: a cancel that holds the other one may come for the rolling one."""
+    await rig.put_rolling(duration=timedelta(hours=1), maximum_items=1)
+    await rig.put_external()
+    await rig.subscribe("ann", "rolling", "rebooking", type="order.placed")
+    await rig.apply(rig.notification("ann", type="order.placed"))
+    await rig.apply(rig.trigger("rebooking", rig.clock.at))
+    await fetched(rig, "UPDATE digest_window SET id = uuidv7(), state = 2 WHERE kind = 3")
+    rows = await fetched(rig, "SELECT id, kind FROM digest_window ORDER BY id")
+    assert [kind for _, kind in rows] == [4, 3]
+    (first, last), db = [one_id for one_id, _ in rows], await open_database("digest")
+
+    async def claim() -> None:
+        async with rig.db.transaction() as tx:
+            await store_rendering.claim_these(tx, {"acme"}, [first, last], now=rig.clock.at)
+
+    async with asyncio.TaskGroup() as tasks, db.transaction() as tx:
+        await tx.raw.execute("SELECT FROM digest_window WHERE id = %s FOR NO KEY UPDATE", (last,))
+        tasks.create_task(claim())
+        async with asyncio.timeout(10):
+            while not await fetched(rig, WAITING):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await tx.raw.execute("SELECT FROM digest_window WHERE id = %s FOR NO KEY UPDATE NOWAIT", (first,))
 
 
 # Previews and the catalog

@@ -235,6 +235,38 @@ async def test_a_changed_rule_counts_for_the_next_window(rig: Rig) -> None:
     assert await due(rig) == [(1, START + 2 * HOUR)]
 
 
+async def test_a_cadence_that_becomes_external_lets_its_rolling_window_end_as_it_began(rig: Rig) -> None:
+    """What comes then waits for the batch, and is not counted among what keeps the old window open."""
+    await rolling(rig, duration=HOUR, extension=10 * MINUTE, maximum_items=2)
+    await rig.apply(rig.notification("ann"))
+    await rig.put_external("rolling", "batch")
+    await rig.apply(*several(rig, 3))
+    assert [count for count, _ in await due(rig)] == [1, 3]
+    assert (await due(rig))[0] == (1, START + HOUR)
+    rig.clock.at = START + HOUR
+    await rig.due()
+    await rig.close()
+    assert await sizes(rig) == [("rolling", 1)]
+    await rig.apply(rig.trigger("batch", rig.clock.at))
+    await rig.close()
+    assert await sizes(rig) == [("rolling", 1), ("rolling", 3)]
+
+
+async def test_a_cadence_that_becomes_rolling_leaves_what_waits_to_its_batch(rig: Rig) -> None:
+    """The next item opens a rolling window; the trigger closes the other, and that one only."""
+    await rig.put_external("rolling", "batch")
+    await rig.subscribe("ann", "rolling")
+    await rig.apply(*several(rig, 2))
+    await rolling(rig, duration=HOUR, maximum_items=2)
+    await rig.apply(rig.notification("ann"))
+    await rig.apply(rig.trigger("batch", START))
+    await rig.close()
+    assert await sizes(rig) == [("rolling", 2)]
+    await rig.apply(rig.notification("ann"))
+    await rig.close()
+    assert await sizes(rig) == [("rolling", 2), ("rolling", 2)]
+
+
 async def test_a_changed_zone_leaves_a_rolling_window_alone(rig: Rig) -> None:
     """Its due time is a duration, not a time of day."""
     await rolling(rig, duration=HOUR)

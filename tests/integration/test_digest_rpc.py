@@ -173,12 +173,7 @@ async def test_what_is_in_use_cannot_be_deleted(rig: Rig) -> None:
         ("PutSubscribers", {"subscribers": [{"id": "a", "email": "a@b\r\nBcc: c"}]}, "subscribers[0].email"),
         ("PutSubscribers", {"subscribers": [{"id": "a"}, {"id": "a"}]}, "subscribers[1].id"),
         ("PutSubscribers", {"subscribers": [{"id": "a", "email": "a" * 250 + "@b.example"}]}, "subscribers[0].email"),
-        ("PutSubscribers", {"subscribers": [{"id": "a", "apprise_url": "slack://x"}]}, "subscribers[0].apprise_url"),
-        (
-            "PutNotificationType",
-            {"notification_type": {"id": "a", "name": "n", "default_channel": pb.CHANNEL_APPRISE}},
-            "notification_type.default_channel",
-        ),
+        ("PutSubscribers", {"subscribers": [{"id": "a", "apprise_url": "slack"}]}, "subscribers[0].apprise_url"),
         ("PutCadence", {"cadence": pb.Cadence(id="c", aligned=pb.AlignedCadence(cron=""))}, "cadence.aligned.cron"),
         (
             "PutSubscribers",
@@ -217,7 +212,7 @@ async def test_what_is_in_use_cannot_be_deleted(rig: Rig) -> None:
     ],
 )
 async def test_what_is_wrong_is_refused_and_named(rig: Rig, method: str, fields: dict[str, Any], field: str) -> None:
-    """INVALID_ARGUMENT with the field's path; what a later release builds is refused too, never taken and ignored."""
+    """INVALID_ARGUMENT with the field's path."""
     with pytest.raises(InvalidArgument) as caught:
         await rig.call(method, **fields)
     assert field in [violation.field for violation in caught.value.violations]
@@ -226,7 +221,7 @@ async def test_what_is_wrong_is_refused_and_named(rig: Rig, method: str, fields:
 @pytest.mark.parametrize(
     ("choice", "field"),
     [
-        ({"channel": pb.CHANNEL_APPRISE}, "channel"),
+        ({"channel": pb.CHANNEL_APPRISE, "format": pb.FORMAT_HTML}, "format"),
         ({"channel": pb.CHANNEL_WEBHOOK, "format": pb.FORMAT_HTML}, "format"),
         ({"channel": pb.CHANNEL_EMAIL, "format": pb.FORMAT_JSON}, "format"),
         ({"format": pb.FORMAT_TEXT}, "channel"),
@@ -235,11 +230,28 @@ async def test_what_is_wrong_is_refused_and_named(rig: Rig, method: str, fields:
     ],
 )
 async def test_a_choice_that_could_not_be_sent_is_refused(rig: Rig, choice: dict[str, Any], field: str) -> None:
-    """A webhook takes JSON only, an email none; Apprise comes later."""
+    """A webhook takes JSON only, an email none, Apprise text."""
     await rig.put_subscriber("ann")
     with pytest.raises(InvalidArgument) as caught:
         await rig.subscribe("ann", "immediate", **choice)
     assert [violation.field for violation in caught.value.violations] == [f"subscriptions[0].choices[0].{field}"]
+
+
+async def test_what_leaves_through_apprise_is_text_to_the_subscribers_url(rig: Rig) -> None:
+    """Alone, by the type's channel, and in a digest, by a choice's."""
+    await rig.put_type("room.alarm", default_channel=pb.CHANNEL_APPRISE)
+    await rig.put_type()
+    await rig.put_external()
+    await rig.put_subscriber("ann", apprise_url="tgram://123/456")
+    await rig.subscribe("ann", "rebooking", channel=pb.CHANNEL_APPRISE)
+    await rig.apply(rig.notification("ann", type="room.alarm", entity="room:1"), rig.notification("ann", entity="UA 1"))
+    await rig.apply(rig.trigger("rebooking", rig.clock.at))
+    await rig.close()
+    found = await rig.deliveries()
+    assert [(one.channel, one.address, one.html, one.json) for one in found] == [
+        ("apprise", "tgram://123/456", "", "")
+    ] * 2
+    assert sorted(text for text in ("room:1", "UA 1") for one in found if text in one.text) == ["UA 1", "room:1"]
 
 
 async def test_an_answer_stays_below_what_clients_take(rig: Rig) -> None:

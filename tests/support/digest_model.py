@@ -167,7 +167,7 @@ class Model:
             case Aligned() as rule:
                 return self._aligned(key, rule, told, now)
             case External() as rule:
-                return self._open_one(key, None) or self._opened(
+                return self._open_one(key, "external") or self._opened(
                     Window(
                         key=key,
                         kind="external",
@@ -188,9 +188,9 @@ class Model:
     def _aligned(self, key: Key, rule: Aligned, told: Told, now: datetime) -> Window:
         zone = rule.zone or self.subscribers[key[0]].zone
         end = next_hour(rule.hours, zone, told.at)
-        if end <= now and self._open_one(key, end) is None:
+        if end <= now and self._open_one(key, "aligned", end) is None:
             end = next_hour(rule.hours, zone, now)
-        return self._open_one(key, end) or self._opened(
+        return self._open_one(key, "aligned", end) or self._opened(
             Window(
                 key=key,
                 kind="aligned",
@@ -202,7 +202,7 @@ class Model:
         )
 
     def _rolling(self, key: Key, rule: Rolling, told: Told, lead_style: str, now: datetime) -> Window:
-        window = self._open_one(key, None) or self._opened(
+        window = self._open_one(key, "rolling") or self._opened(
             Window(
                 key=key,
                 kind="rolling",
@@ -222,8 +222,9 @@ class Model:
             return self._alone((key[0], "immediate", *key[2:4], lead_style), told, now)
         return window
 
-    def _open_one(self, key: Key, slot: datetime | None) -> Window | None:
-        found = [one for one in self.windows if one.key == key and one.slot == slot and one.state == "open"]
+    def _open_one(self, key: Key, kind: str, slot: datetime | None = None) -> Window | None:
+        alike = [one for one in self.windows if one.key == key and one.kind == kind and one.slot == slot]
+        found = [one for one in alike if one.state == "open"]
         assert len(found) < 2
         return found[0] if found else None
 

@@ -58,6 +58,7 @@ OPEN = WindowView(
     items=3,
     batch="",
     is_held=False,
+    is_asked_about=False,
     latest_at=None,
     full_at=None,
 )
@@ -99,7 +100,7 @@ FACTS = Facts(
     cancels=(CANCEL,),
 )
 FALL = "That is a fault; carillon audit shows all that is like it."
-BACK = "A template failed, and a built-in one stood in: division by zero"
+BACK = "Not all of it was written as it should have been, and other templates stood in: division by zero"
 
 
 def facts(**changes: Any) -> Facts:

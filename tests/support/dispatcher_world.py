@@ -31,6 +31,7 @@ from services.dispatcher.settings import DispatchSettings, TrafficSettings
 from services.dispatcher.store_dead_letters import DeadLetterStore
 from services.dispatcher.store_deliveries import DeliveryStore
 from services.dispatcher.store_queue import QueueStore
+from services.dispatcher.store_suppressions import BounceStore
 from services.dispatcher.stream import Outcomes, Stream
 from services.dispatcher.traffic import Traffic
 
@@ -181,6 +182,7 @@ class Rig:
             db=self.db,
             clock=self.clock,
             queue=queue or self.queue,
+            bounces=BounceStore(times=settings.email_bounces),
             outcomes=outcomes,
             channels=channels,
             policy=policy_of(settings, frozenset(channels)),

@@ -72,6 +72,12 @@ WAITING = [
     ),
     (window(state=WindowState.CLOSING), {}, "waits for the digest Daily by email, which is about to be rendered."),
     (
+        window(state=WindowState.CLOSING, is_asked_about=True),
+        {},
+        "waits for the digest Daily by email, which waits for business services to format its items, and is then"
+        " rendered.",
+    ),
+    (
         window(**HELD),
         {},
         "waits for the digest Daily by email, which is held by the quiet hours of ann until Mon 2 Mar 2026, 14:00"

@@ -54,6 +54,13 @@ GONE = ((ItemState.CANCELLED, "", 2), (ItemState.SUPPRESSED, "no_address", 1), (
             " (Europe/Berlin).",
         ),
         (replace(OPEN, state=WindowState.CLOSING), (), FACTS, "The window has 3 items, and is about to be rendered."),
+        (
+            replace(OPEN, state=WindowState.CLOSING, due_at=NOW, is_asked_about=True),
+            (),
+            facts(subscribers={"ann": QUIET_AT_NOON}),
+            "The window has 3 items, and waits for business services to format its items, and is then rendered; then"
+            " quiet hours hold it until Mon 2 Mar 2026, 14:00 (Europe/Berlin).",
+        ),
         (CLOSED, GONE[2:], FACTS, "The window closed, and what was in it left."),
         (
             CLOSED,

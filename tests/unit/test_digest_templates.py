@@ -1,17 +1,16 @@
 """Which template is chosen, ids that are derived, and what is told in words."""
 
 from datetime import UTC, datetime
-from uuid import UUID
 
 import pytest
 
 from libs.ids import new_id
-from services.digest.catalog import Channel, ItemState
-from services.digest.explaining import REASONS, of_item
+from services.digest.catalog import Channel
+from services.digest.explaining import REASONS
 from services.digest.metrics import REASONS as COUNTED_REASONS
 from services.digest.rendering_jobs import Source
 from services.digest.templates import TemplateKey, chosen, wanted_ids
-from services.digest.views import DeliveryView, DigestView, ItemView, item_id, notifications_near
+from services.digest.views import DeliveryView, DigestView, item_id, notifications_near
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 
@@ -103,23 +102,3 @@ def test_a_digests_outcome_is_the_worst_of_its_deliveries(outcomes: list[str], e
 def test_every_reason_is_told_in_words_and_counted_from_zero() -> None:
     """A reason that is new has a sentence and a metric."""
     assert set(REASONS) == set(COUNTED_REASONS)
-
-
-def test_a_suppressed_item_says_why() -> None:
-    """In a sentence for people, and with the reason for programs."""
-    item = ItemView(
-        notification_id=UUID(int=1),
-        subscriber="ann",
-        choice="daily/email/html/summary",
-        type="t",
-        entity="",
-        payload="{}",
-        occurred_at=NOW,
-        state=ItemState.SUPPRESSED,
-        reason="no_address",
-        window_id=None,
-        changed_at=NOW,
-    )
-    told = of_item(item, None)
-    assert told.sentence == "For ann it was not sent: the subscriber has no address for this channel."
-    assert told.details["reason"] == "no_address"
