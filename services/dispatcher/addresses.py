@@ -5,7 +5,7 @@ An address that fails here never reaches a header, a command or a resolver.
 
 import re
 from hashlib import sha256
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import SplitResult, urlsplit
 
 MAX_EMAIL = 254  # RFC 5321 §4.5.3.1.3, less the angle brackets.
@@ -20,6 +20,11 @@ _EMAIL = re.compile(rf"(?P<local>{_ATOM}(?:\.{_ATOM})*)@(?P<domain>{_LABEL}(?:\.
 _APPRISE = re.compile(r"[a-z][a-z0-9]{1,31}://(?:(?!://)[!-~])+")
 _PORTS = {"http": 80, "https": 443}
 _NAT64 = IPv6Network("64:ff9b::/96")
+# Of the IANA registries of special addresses, what older Pythons take for global: 192.0.0.192 serves a cloud's secrets.
+_SPECIAL = (
+    *(IPv4Network("192.0.0.0/24"), IPv6Network("64:ff9b:1::/48"), IPv6Network("3fff::/20")),
+    *(IPv6Network("5f00::/16"), IPv6Network("fec0::/10")),
+)
 
 
 def is_valid_address(channel: str, address: str) -> bool:
@@ -87,7 +92,8 @@ def is_public(host: str) -> bool:
     except ValueError:
         return False
     inner = _embedded_ipv4(address) if isinstance(address, IPv6Address) else None
-    return (inner or address).is_global and not (inner or address).is_multicast
+    meant = inner or address
+    return meant.is_global and not meant.is_multicast and not any(meant in network for network in _SPECIAL)
 
 
 def _embedded_ipv4(address: IPv6Address) -> IPv4Address | None:

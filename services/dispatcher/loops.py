@@ -65,6 +65,12 @@ class Traffic(Protocol):
     def take_closed(self) -> set[tuple[str, str]]: ...
 
 
+class Bounces(Protocol):
+    """Where the loop tells of addresses that do not exist; see store_suppressions.py."""
+
+    async def note(self, tx: Transaction, settlements: Sequence[Settlement]) -> None: ...
+
+
 class Outcomes(Protocol):
     """What the loop needs of the stream."""
 
@@ -81,6 +87,7 @@ class SendingLoop:
         db: Database,
         clock: Clock,
         queue: Queue,
+        bounces: Bounces,
         outcomes: Outcomes,
         channels: Mapping[str, Channel],
         policy: Policy,
@@ -93,6 +100,7 @@ class SendingLoop:
         self._db = db
         self._clock = clock
         self._queue = queue
+        self._bounces = bounces
         self._outcomes = outcomes
         self._channels = channels
         self._policy = policy
@@ -298,6 +306,7 @@ class SendingLoop:
             return [], []
         ours = await self._queue.settle(tx, settlements)
         decided = [one for one in settlements if one.key in ours]
+        await self._bounces.note(tx, decided)
         return decided, await self._outcomes.insert(tx, decided)
 
     # Keeping claims
@@ -347,6 +356,7 @@ def _place_of(candidate: Candidate) -> tuple[str, str]:
 
 
 def _count_ends(settlements: Sequence[Settlement]) -> None:
+    metrics.BOUNCES.inc(sum(one.is_bounce for one in settlements))
     for one in settlements:
         channel = metrics.channel_label(one.channel)
         if one.state is State.RETRYING:

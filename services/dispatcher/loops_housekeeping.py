@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 5.0
 _KEY_RETENTION = timedelta(days=7)
 _FORGET_KEYS = 10_000
+_BOUNCE_RETENTION = timedelta(days=30)
+_FORGET_BOUNCES = 10_000
 
 
 class Queue(Protocol):
@@ -29,13 +31,20 @@ class Keys(Protocol):
     async def forget(self, tx: Transaction, *, older_than: timedelta, limit: int) -> int: ...
 
 
-class Housekeeping:
-    """Measures the queue and forgets old idempotency keys, in any replica."""
+class Bounces(Protocol):
+    """What housekeeping needs of the store of bounces."""
 
-    def __init__(self, *, db: Database, queue: Queue, keys: Keys, lanes: Sequence[str]) -> None:
+    async def forget(self, tx: Transaction, *, older_than: timedelta, limit: int) -> int: ...
+
+
+class Housekeeping:
+    """Measures the queue and forgets old idempotency keys and bounces, in any replica."""
+
+    def __init__(self, *, db: Database, queue: Queue, keys: Keys, bounces: Bounces, lanes: Sequence[str]) -> None:
         self._db = db
         self._queue = queue
         self._keys = keys
+        self._bounces = bounces
         self._lanes = lanes
 
     async def run(self) -> None:
@@ -56,3 +65,4 @@ class Housekeeping:
         metrics.OLDEST_QUEUED_SECONDS.set(max((oldest_s for _, oldest_s in backlog.values()), default=0.0))
         async with self._db.transaction() as tx:
             await self._keys.forget(tx, older_than=_KEY_RETENTION, limit=_FORGET_KEYS)
+            await self._bounces.forget(tx, older_than=_BOUNCE_RETENTION, limit=_FORGET_BOUNCES)

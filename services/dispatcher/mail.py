@@ -4,16 +4,25 @@ Everything in it follows from the delivery, so that a second copy of the same de
 Message-ID, which is what receivers recognise duplicates by.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from uuid import UUID
 
 from services.dispatcher.addresses import is_email
-from services.dispatcher.delivery import Letter
+from services.dispatcher.delivery import Delivery, Letter
 from services.dispatcher.mime import encoded_text, write_mail
 
 MAX_SUBJECT = 255
+
+ListHeaders = Callable[[Delivery], Sequence[tuple[str, str]]]
+"""How a reader gets off the delivery's list: headers that follow from the delivery, or none. See unsubscribe.py."""
+
+
+def no_headers(_delivery: Delivery) -> Sequence[tuple[str, str]]:
+    """Nobody can unsubscribe."""
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +52,7 @@ def message_id(delivery_id: UUID, domain: str) -> str:
     return f"<{delivery_id}@{domain}>"
 
 
-def compose(letter: Letter, sender: Envelope) -> bytes:
+def compose(letter: Letter, sender: Envelope, list_headers: ListHeaders = no_headers) -> bytes:
     """The whole mail as it goes over the wire, CRLF line ends; ValueError for an address that is_email refuses."""
     delivery = letter.delivery
     if not is_email(delivery.address):
@@ -57,6 +66,7 @@ def compose(letter: Letter, sender: Envelope) -> bytes:
         ("Auto-Submitted", "auto-generated"),  # RFC 3834: no out-of-office replies, please.
         ("X-Carillon-Delivery", str(delivery.id)),
         ("X-Carillon-Digest", str(delivery.digest_id)),
+        *list_headers(delivery),
     ]
     return write_mail(headers, text=delivery.text, html=delivery.html, boundary=f"=_{delivery.id.hex}")
 

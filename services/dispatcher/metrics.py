@@ -48,6 +48,14 @@ BREAKER_OPENINGS = Counter(
     "carillon_dispatcher_breaker_openings_total", "Destinations that failed often enough in a row.", ["lane"]
 )
 
+UNSUBSCRIBES = Counter(
+    "carillon_dispatcher_unsubscribes_total",
+    "Requests to unsubscribe: `done`, with a `bad_token`, a `bad_request`, `limited` by the rate, `failed` here.",
+    ["result"],
+)
+BOUNCES = Counter("carillon_dispatcher_bounces_total", "Attempts that found out that an address does not exist.")
+
+DONE, BAD_TOKEN, BAD_REQUEST, LIMITED, FAILED = "done", "bad_token", "bad_request", "limited", "failed"
 SENT = "sent"
 CRASH, REPLY_LOST = "crash", "reply"
 
@@ -59,6 +67,8 @@ def channel_label(channel: str) -> str:
 
 def initialise() -> None:
     """Have every bounded series exist with 0, so that rates and alerts work from the start."""
+    for result in (DONE, BAD_TOKEN, BAD_REQUEST, LIMITED, FAILED):
+        UNSUBSCRIBES.labels(result)
     for channel in LANES:
         ACCEPTED.labels(channel)
         RETRIES.labels(channel)

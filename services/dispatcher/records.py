@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from services.dispatcher.delivery import Priority, State
+from services.dispatcher.delivery import Priority, Reason, State
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +18,7 @@ class DeliveryRecord:
     channel: str
     address: str
     subject: str
+    list_id: str
     priority: Priority
     state: State
     attempts: int
@@ -95,6 +96,10 @@ _ENDS = {
     State.EXPIRED: "was not sent, because it had expired",
     State.HELD: "is held: whether it arrived is not known, and somebody must decide whether to send it again",
 }
+_SUPPRESSED = {
+    Reason.BOUNCED: "was not sent, because a mail server has said that the address does not exist",
+    Reason.UNSUBSCRIBED: "was not sent, because its reader has unsubscribed from {list}",
+}
 
 
 def story(delivery: DeliveryRecord, attempts: Sequence[AttemptRecord]) -> Iterator[StoryEntry]:
@@ -120,7 +125,7 @@ def story(delivery: DeliveryRecord, attempts: Sequence[AttemptRecord]) -> Iterat
         yield StoryEntry(
             at=ended_at,
             kind=f"delivery_{delivery.state.name.lower()}",
-            sentence=_cut(f"{name} {_ENDS[delivery.state]}{why}."),
+            sentence=_cut(f"{name} {_end_of(delivery)}{why}."),
             details={"last_error": delivery.last_error},
         )
     if delivery.parked_until is not None:
@@ -139,6 +144,15 @@ def story(delivery: DeliveryRecord, attempts: Sequence[AttemptRecord]) -> Iterat
             details={"attempts": str(delivery.attempts)},
             is_expected=True,
         )
+
+
+def _end_of(delivery: DeliveryRecord) -> str:
+    usual = _ENDS[delivery.state]
+    if delivery.state is not State.SUPPRESSED:
+        return usual
+    kind, _, which = delivery.list_id.partition(":")
+    what = f"the digest {which}" if kind == "cadence" else f"messages of the kind {which}"
+    return _SUPPRESSED.get(Reason(delivery.reason), usual).format(list=what)
 
 
 def _told(name: str, attempt: AttemptRecord) -> StoryEntry:

@@ -1,7 +1,6 @@
 """The dispatcher's gRPC service: questions about deliveries, redriving, suppressions."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
@@ -13,18 +12,9 @@ from libs.clock import Clock
 from libs.errors import NotFound, Violations
 from libs.postgres import Database, Transaction
 from libs.rpc import Servicer, tenant_of
-from libs.wire import (
-    check_count,
-    check_id,
-    check_page_size,
-    check_text,
-    page_token,
-    read_page_token,
-    to_timestamp,
-)
-from services.dispatcher.addresses import MAX_ADDRESS, is_valid_address
-from services.dispatcher.delivery import CHANNELS, State
-from services.dispatcher.records import AttemptRecord, Content, DeliveryRecord, Suppression, story
+from libs.wire import check_count, check_id, check_page_size, check_text
+from services.dispatcher.delivery import State
+from services.dispatcher.records import AttemptRecord, Content, DeliveryRecord, story
 from services.dispatcher.rpc_dead_letters import DeadLetters, DeadLettersRpc, Keys
 from services.dispatcher.rpc_messages import (
     After,
@@ -35,6 +25,7 @@ from services.dispatcher.rpc_messages import (
     entry_of,
     token_of,
 )
+from services.dispatcher.rpc_suppressions import Suppressions, SuppressionsRpc
 
 MAX_EXPLAINED = 1_000
 MAX_STORIES = 100
@@ -64,17 +55,7 @@ class Deliveries(Protocol):
     async def content(self, tx: Transaction, tenant: str, delivery_id: UUID) -> Content | None: ...
 
 
-class Suppressions(Protocol):
-    """What the service needs of the store of suppressions."""
-
-    async def put(
-        self, tx: Transaction, tenant: str, *, channel: str, address: str, reason: str, now: datetime
-    ) -> Suppression: ...
-    async def delete(self, tx: Transaction, tenant: str, *, channel: str, address: str) -> None: ...
-    async def page(self, tx: Transaction, tenant: str, *, after: tuple[str, str], limit: int) -> list[Suppression]: ...
-
-
-class DispatcherRpc(DeadLettersRpc, pb_grpc.DispatcherServiceServicer):
+class DispatcherRpc(DeadLettersRpc, SuppressionsRpc, pb_grpc.DispatcherServiceServicer):
     """See proto/carillon/dispatcher/v1/dispatcher.proto."""
 
     def __init__(
@@ -143,48 +124,6 @@ class DispatcherRpc(DeadLettersRpc, pb_grpc.DispatcherServiceServicer):
             content=None if content is None else content_of(content),
         )
 
-    async def PutSuppression(
-        self, request: pb.PutSuppressionRequest, context: Context[object, object]
-    ) -> pb.PutSuppressionResponse:
-        """Never send to an address again."""
-        violations = Violations()
-        given = request.suppression
-        channel, address = _checked_address(violations, given.channel, given.address, "suppression.")
-        reason = check_text(violations, "suppression.reason", given.reason, longest=512)
-        violations.raise_if_any()
-        async with self._db.transaction() as tx:
-            kept = await self._suppressions.put(
-                tx, tenant_of(context), channel=channel, address=address, reason=reason, now=self._clock.now()
-            )
-        return pb.PutSuppressionResponse(suppression=_suppression(kept))
-
-    async def DeleteSuppression(
-        self, request: pb.DeleteSuppressionRequest, context: Context[object, object]
-    ) -> pb.DeleteSuppressionResponse:
-        """Lift a suppression."""
-        violations = Violations()
-        channel, address = _checked_address(violations, request.channel, request.address, "")
-        violations.raise_if_any()
-        async with self._db.transaction() as tx:
-            await self._suppressions.delete(tx, tenant_of(context), channel=channel, address=address)
-        return pb.DeleteSuppressionResponse()
-
-    async def ListSuppressions(
-        self, request: pb.ListSuppressionsRequest, context: Context[object, object]
-    ) -> pb.ListSuppressionsResponse:
-        """In order of channel and address."""
-        violations = Violations()
-        limit = check_page_size(violations, request.page_size)
-        violations.raise_if_any()
-        cursor = read_page_token(request.page_token, {"channel": str, "address": str})
-        after = (cursor["channel"], cursor["address"]) if cursor else ("", "")
-        async with self._db.read() as tx:
-            found = await self._suppressions.page(tx, tenant_of(context), after=after, limit=limit + 1)
-        token = ""
-        if len(found) > limit:
-            token = page_token({"channel": found[limit - 1].channel, "address": found[limit - 1].address})
-        return pb.ListSuppressionsResponse(suppressions=map(_suppression, found[:limit]), next_page_token=token)
-
     async def Explain(self, request: pb.ExplainRequest, context: Context[object, object]) -> pb.ExplainResponse:
         """The story of a delivery, or of all deliveries of a digest."""
         violations = Violations()
@@ -215,20 +154,3 @@ def _states(violations: Violations, values: Sequence[int]) -> list[State]:
         if value not in known:
             violations.add(f"states[{n}]", f"must be one of {', '.join(pb.DeliveryState.keys()[1:])}")
     return [State(value) for value in values if value in known]
-
-
-def _checked_address(violations: Violations, channel: str, address: str, prefix: str) -> tuple[str, str]:
-    if channel not in CHANNELS:
-        violations.add(f"{prefix}channel", f"must be one of {', '.join(CHANNELS)}")
-    address = check_text(violations, f"{prefix}address", address, longest=MAX_ADDRESS)
-    if (size := len(address.encode())) > MAX_ADDRESS:  # It is a key, and Postgres's index takes no longer ones.
-        violations.add(f"{prefix}address", f"must be at most {MAX_ADDRESS:,} bytes as UTF-8, got {size:,}")
-    elif address and channel in CHANNELS and not is_valid_address(channel, address):
-        violations.add(f"{prefix}address", f"must be an address of the channel {channel}")
-    return channel, address
-
-
-def _suppression(one: Suppression) -> pb.Suppression:
-    return pb.Suppression(
-        channel=one.channel, address=one.address, reason=one.reason, create_time=to_timestamp(one.created_at)
-    )

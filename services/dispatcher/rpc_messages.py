@@ -51,6 +51,7 @@ def delivery_of(one: DeliveryRecord) -> pb.Delivery:
         next_attempt_time=to_timestamp(one.next_attempt_at) if one.next_attempt_at else None,
         priority=timer_pb2.Priority.ValueType(one.priority),
         reason=one.reason,
+        list_id=one.list_id,
         parked_until_time=to_timestamp(one.parked_until) if one.parked_until else None,
     )
 

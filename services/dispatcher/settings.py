@@ -21,6 +21,17 @@ HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 
 
+def _one_rate(value: str) -> str:
+    """A rate as `throttled` reads it; ValueError for anything else, and for several."""
+    try:
+        is_rate = len(parse_quota(value)) == 1
+    except BaseThrottledError:
+        is_rate = False
+    if not is_rate:
+        raise ValueError("must be one rate, such as 14/s, 600/m or 14/s burst 50")
+    return value
+
+
 class DoubtPolicy(StrEnum):
     """What becomes of an attempt of which nobody knows whether it arrived."""
 
@@ -108,6 +119,14 @@ class DispatchSettings(Settings):
         DoubtPolicy.RESEND,
         description="The same for Apprise, whose services have nothing to tell a second copy by: people see two.",
     )
+    email_bounces: int = Field(
+        1,
+        ge=0,
+        le=1_000,
+        description="How often in a row the mail server must say that an address does not exist (5.1.0, 5.1.1, 5.1.2, "
+        "5.1.3, 5.1.6, 5.1.10, 5.2.1; never 4xx, policy, or a 5xx without such a code) before it is suppressed as "
+        "`bounced`, for mandatory mails too. A mail that is taken starts the count again. 0: never.",
+    )
 
     @model_validator(mode="after")
     def _backoff_grows(self) -> Self:
@@ -165,13 +184,7 @@ class TrafficSettings(Settings):
     @field_validator("email_rate", "webhook_rate", "apprise_rate", "destination_rate")
     @classmethod
     def _is_one_rate(cls, value: str) -> str:
-        try:
-            is_rate = not value or len(parse_quota(value)) == 1
-        except BaseThrottledError:
-            is_rate = False
-        if not is_rate:
-            raise ValueError("must be one rate, such as 14/s, 600/m or 14/s burst 50")
-        return value
+        return value and _one_rate(value)
 
 
 class SmtpTls(StrEnum):
@@ -244,9 +257,11 @@ class WebhookSettings(Settings):
 
     secret_file: Path | None = Field(
         None,
-        description="A file with the signing secrets of Standard Webhooks, one `whsec_…` a line; every one signs, so a "
-        "new one can be added before the old one is taken away. Read again when it changes. Not set: webhooks are not "
-        "signed, and receivers cannot know whom they are from.",
+        description="A file with the signing secrets of Standard Webhooks: YAML or JSON with a list of `whsec_…` for "
+        "each tenant (`shop: [whsec_…]`), where `'*'` stands for all that it does not name; or, where there is one "
+        "tenant or all trust each other, one `whsec_…` a line for everybody. Every secret of a tenant signs, so a new "
+        "one can be added before the old one is taken away. Read again when it changes. Not set, or nothing for a "
+        "tenant: its webhooks are not signed, and receivers cannot know whom they are from.",
     )
     allow_private: bool = Field(
         False,
@@ -293,6 +308,59 @@ class AppriseSettings(Settings):
     )
 
 
+class UnsubscribeSettings(Settings):
+    """One-click unsubscribe (RFC 8058): a public page, and headers that lead there."""
+
+    model_config = SettingsConfigDict(env_prefix="CARILLON_DISPATCHER_UNSUBSCRIBE_")
+
+    base_url: str = Field(
+        "",
+        max_length=160,
+        pattern=r"^(https://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?)?$",
+        description="Where readers reach the page: https, as RFC 8058 asks for. Something in front of it ends TLS and "
+        "passes requests on to host and port. Empty: off; mails have no List-Unsubscribe.",
+    )
+    secret_file: Path | None = Field(
+        None,
+        description="A file with the secrets that tokens are signed with, one a line, at least 32 bytes each. The "
+        "first signs, all are believed; put a new one in front, and leave the old ones for as long as their mails "
+        "should work: a year at least. Read again when it changes. Needed where base_url is set.",
+    )
+    mailto: str = Field(
+        "",
+        max_length=254,
+        pattern=r"^([^@\s<>\",?&]+@[^@\s<>\",?&]+)?$",
+        description="A mailbox that readers may write to instead, as List-Unsubscribe's second way. Nobody here reads "
+        "it: whoever does puts suppressions. Empty: none.",
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="Address that the page listens on.")
+    port: int = Field(
+        8080, ge=0, le=65535, description="Port that the page listens on. 0: a free one, which is logged."
+    )
+    rate: str = Field(
+        "100/s burst 200",
+        description="Requests that a process answers, whoever they come from: `100/s burst 200`. Those above get 429. "
+        "Limits for each client are for what stands in front.",
+    )
+    timeout: Duration = Field(
+        5 * SECOND,
+        ge=50 * MILLISECOND,
+        le=MINUTE,
+        description="How long one unsubscribe may take, reading it included.",
+    )
+
+    @field_validator("rate")
+    @classmethod
+    def _is_one_rate(cls, value: str) -> str:
+        return _one_rate(value)
+
+    @model_validator(mode="after")
+    def _can_sign(self) -> Self:
+        if self.base_url and self.secret_file is None:
+            raise ValueError("secret_file must be set together with base_url")
+        return self
+
+
 @dataclass(frozen=True)
 class DispatcherSettings(BaseSettings):
     """Everything the dispatcher reads from the environment."""
@@ -302,3 +370,4 @@ class DispatcherSettings(BaseSettings):
     smtp: SmtpSettings
     webhook: WebhookSettings
     apprise: AppriseSettings
+    unsubscribe: UnsubscribeSettings

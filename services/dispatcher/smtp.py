@@ -15,7 +15,7 @@ import aiosmtplib
 from aiosmtplib import SMTP
 
 from services.dispatcher.delivery import Letter, Permanent, Reason, Result, Retryable, Sent, clean_reply
-from services.dispatcher.mail import Envelope, compose
+from services.dispatcher.mail import Envelope, ListHeaders, compose, no_headers
 from services.dispatcher.settings import SmtpSettings, SmtpTls
 
 _START_TLS = {SmtpTls.NONE: False, SmtpTls.TLS: False, SmtpTls.STARTTLS: True, SmtpTls.OPPORTUNISTIC: None}
@@ -27,6 +27,9 @@ OUTAGES = frozenset(
 )
 """What is not about one mail. A 421 or a 4.7.x may be about its recipient, so that these are not among them."""
 
+# RFC 3463 and its registry: no such mailbox, host, or syntax; moved without a trace; a domain that takes no mail; a
+# mailbox that is disabled. Not 5.1.7 and 5.1.8, which are about the sender, and not 5.2.2, which is full and may empty.
+_NO_SUCH_ADDRESS = frozenset({*(("5", "1", detail) for detail in ("0", "1", "2", "3", "6", "10")), ("5", "2", "1")})
 _LOST = (aiosmtplib.SMTPServerDisconnected, aiosmtplib.SMTPTimeoutError, OSError)
 
 
@@ -44,15 +47,16 @@ class SmtpChannel:
 
     outages = OUTAGES
 
-    def __init__(self, settings: SmtpSettings) -> None:
+    def __init__(self, settings: SmtpSettings, *, list_headers: ListHeaders = no_headers) -> None:
         self._settings = settings
+        self._list_headers = list_headers
         self._sender = Envelope(address=settings.from_address, name=settings.from_name)
         self._context = _context(settings)
         self._idle: deque[Connection] = deque()
 
     async def send(self, letter: Letter) -> Result:
         """See Channel."""
-        mail = compose(letter, self._sender)
+        mail = compose(letter, self._sender, self._list_headers)
         transfer = Transfer(sender=self._sender.address, recipient=letter.delivery.address, mail=mail)
         try:
             async with asyncio.timeout(self._settings.timeout.total_seconds()):
@@ -165,7 +169,7 @@ def refusal(error: aiosmtplib.SMTPResponseException) -> Result:
         case _ if error.code in (530, 534, 535, 538):  # It wants a password, a better one, or TLS (RFC 4954).
             return Retryable(Reason.AUTH_FAILED, reply)
         case _ if 500 <= error.code < 600:
-            return Permanent(_permanent_reason(error), reply)
+            return Permanent(_permanent_reason(error), reply, is_bounce=_is_bounce(error))
         case _ if error.code == 421 or _enhanced_subject(error.message) == "7":
             return Retryable(Reason.RATE_LIMITED, reply)
         case _:
@@ -197,10 +201,26 @@ def _permanent_reason(error: aiosmtplib.SMTPResponseException) -> Reason:
     return Reason.ADDRESS_REJECTED if is_about_address else Reason.REJECTED
 
 
+def _is_bounce(error: aiosmtplib.SMTPResponseException) -> bool:
+    """Whether it says that the recipient does not exist, for which only an enhanced status code is trusted.
+
+    A bare 550 may as well mean a relay that is set up wrongly, which would cost every address its mail.
+    """
+    is_about_sender = isinstance(error, aiosmtplib.SMTPSenderRefused)
+    return not is_about_sender and _enhanced_code(error.message) in _NO_SUCH_ADDRESS
+
+
 def _enhanced_subject(message: str) -> str:
     """The subject of an enhanced status code (RFC 3463): 1 is addressing, 7 is policy; empty without one."""
+    return _enhanced_code(message)[1]
+
+
+def _enhanced_code(message: str) -> tuple[str, str, str]:
+    """Class, subject and detail; empty without them."""
     parts = message.partition(" ")[0].split(".")
-    return parts[1] if len(parts) == 3 and all(part.isdigit() for part in parts) else ""
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        return "", "", ""
+    return parts[0], parts[1], parts[2]
 
 
 def _is_lost(result: Result) -> bool:

@@ -11,8 +11,8 @@
   `bounce`: how often in a row an address was said not to exist, until that is often enough for a suppression.
 - `idempotency_key`: answers to calls that may be repeated.
 
-Locks are taken in the order queue, then delivery, then attempt, then bounce and suppression. Whoever claims skips locked rows; nobody else holds
-rows that another transaction of the same attempt could want.
+Locks are taken in the order queue, then delivery, then attempt, then bounce and suppression. Whoever claims skips
+locked rows; nobody else holds rows that another transaction of the same attempt could want.
 """
 
 from sqlalchemy import Boolean, Column, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text

@@ -1,51 +1,10 @@
-"""Suppressions, and the keys of calls that may be repeated. SQL only; every function runs in the caller's tx."""
+"""The keys of calls that may be repeated. SQL only; every function runs in the caller's tx."""
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from libs.errors import AlreadyExists
 from libs.postgres import Transaction
-from services.dispatcher.records import Suppression
-
-_PUT = """
-    INSERT INTO suppression (tenant, channel, address, reason, created_at)
-    VALUES (%(tenant)s, %(channel)s, CASE WHEN %(channel)s = 'email' THEN lower(%(address)s) ELSE %(address)s END,
-        %(reason)s, %(now)s)
-    ON CONFLICT (tenant, channel, address) DO UPDATE SET reason = EXCLUDED.reason
-    RETURNING channel, address, reason, created_at"""
-
-_DELETE = """
-    DELETE FROM suppression WHERE tenant = %(tenant)s AND channel = %(channel)s
-        AND address = CASE WHEN %(channel)s = 'email' THEN lower(%(address)s) ELSE %(address)s END"""
-
-_LIST = """
-    SELECT channel, address, reason, created_at FROM suppression
-    WHERE tenant = %s AND (channel, address) > (%s, %s) ORDER BY channel, address LIMIT %s"""
-
-
-class SuppressionStore:
-    """Suppressions in Postgres; e-mail addresses without regard to case."""
-
-    async def put(
-        self, tx: Transaction, tenant: str, *, channel: str, address: str, reason: str, now: datetime
-    ) -> Suppression:
-        """Suppress an address; one that is already keeps its date and gets the new reason."""
-        given = {"tenant": tenant, "channel": channel, "address": address, "reason": reason, "now": now}
-        row = await (await tx.raw.execute(_PUT, given)).fetchone()
-        assert row is not None
-        return Suppression(channel=row[0], address=row[1], reason=row[2], created_at=row[3])
-
-    async def delete(self, tx: Transaction, tenant: str, *, channel: str, address: str) -> None:
-        """Lift a suppression, if there is one."""
-        await tx.raw.execute(_DELETE, {"tenant": tenant, "channel": channel, "address": address})
-
-    async def page(self, tx: Transaction, tenant: str, *, after: tuple[str, str], limit: int) -> list[Suppression]:
-        """In order of channel and address; `after` two empty texts: from the start."""
-        cursor = await tx.raw.execute(_LIST, (tenant, *after, limit))
-        return [
-            Suppression(channel=channel, address=address, reason=reason, created_at=created_at)
-            for channel, address, reason, created_at in await cursor.fetchall()
-        ]
 
 
 class KeyStore:

@@ -148,6 +148,7 @@ def _delivery(tenant: str, message: link_pb2.Delivery) -> Delivery:
         expires_at=from_timestamp(message.expire_time) if message.HasField("expire_time") else None,
         # Unspecified is normal, and so is what only a newer sender knows.
         priority=_PRIORITIES.get(message.priority, Priority.NORMAL),
+        list_id=_text(message.list_id),
     )
 
 

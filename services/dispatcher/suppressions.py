@@ -50,13 +50,3 @@ class Suppression:
     list_id: str = ""
     source: Source = Source.CALLER
     subscriber: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bounce:
-    """A mail server said that there is no such address; `reply` is what it said."""
-
-    tenant: str
-    channel: str
-    address: str
-    reply: str

@@ -21,13 +21,19 @@ from typing import Any
 import aiohttp
 from standardwebhooks.webhooks import Webhook
 
+from libs.auth_tokens import FileVersion
 from libs.errors import SettingsError
+from libs.telemetry.logs import get_logger
 from services.dispatcher.addresses import is_public
 from services.dispatcher.delivery import Letter, Permanent, Reason, Result, Retryable, Sent, clean_reply
 from services.dispatcher.settings import WebhookSettings
+from services.dispatcher.signing import Keys, keys_of, parse_keys
+
+log = get_logger(__name__)
 
 USER_AGENT = "Carillon-Webhook/1"
 MAX_BODY_READ = 4_096
+MAX_SECRETS_BYTES = 1 << 20
 
 # What a receiver will not take back by itself. Other 4xx come from receivers that are being deployed, behind a gateway
 # that is being set up, or before a secret has been exchanged, and are tried again.
@@ -54,15 +60,14 @@ class WebhookChannel:
         """`connections` bounds the pool; SettingsError when a file cannot be used."""
         self._settings = settings
         self._keys = SigningKeys(settings.secret_file)
-        self._keys.current()
         self._connections = connections
         self._context = ssl.create_default_context(cafile=settings.ca_file)
         self._session: aiohttp.ClientSession | None = None
 
     @property
     def is_signing(self) -> bool:
-        """Whether there is anything to sign with."""
-        return bool(self._keys.current())
+        """Whether anybody's webhooks are signed."""
+        return not self._keys.is_empty
 
     async def send(self, letter: Letter) -> Result:
         """See Channel."""
@@ -74,7 +79,7 @@ class WebhookChannel:
             async with session.post(
                 delivery.address,
                 data=delivery.json.encode(),
-                headers=headers_of(letter, self._keys.current()),
+                headers=headers_of(letter, self._keys.of(delivery.tenant)),
                 allow_redirects=False,
             ) as response:
                 return await _read(response, letter.signed_at)
@@ -106,34 +111,57 @@ class WebhookChannel:
 
 
 class SigningKeys:
-    """The secrets in a file, one a line; every one of them signs. Read again when the file changes."""
+    """The secrets in a file, by tenant. Read again when the file changes."""
 
     def __init__(self, path: Path | None) -> None:
+        """SettingsError when the file cannot be used. None: nothing is signed."""
         self._path = path
-        self._version: tuple[int, int] | None = None
-        self._keys: tuple[Webhook, ...] = ()
+        self._version = None if path is None else _version_of(path)
+        self._keys: Keys = {} if path is None else _read_keys(path)
 
-    def current(self) -> tuple[Webhook, ...]:
-        """The keys as they are now; a file that has become unusable leaves the ones before in use.
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody's webhooks are signed."""
+        return not self._keys
 
-        Raises SettingsError when there never was a usable one.
-        """
-        if self._path is None:
-            return ()
+    def of(self, tenant: str) -> tuple[Webhook, ...]:
+        """What signs for the tenant now; a file that has become unusable leaves the secrets before in use."""
+        if self._path is not None:
+            self._reload_if_changed(self._path)
+        return keys_of(self._keys, tenant)
+
+    def _reload_if_changed(self, path: Path) -> None:
+        version = _version_of(path)  # Two microseconds; webhooks cost a hundred times that.
+        if version == self._version:
+            return
+        self._version = version
         try:
-            found = self._path.stat()  # Two microseconds; webhooks cost a hundred times that.
-            version = (found.st_mtime_ns, found.st_ino)
-            if version != self._version:
-                lines = [line.strip() for line in self._path.read_text().splitlines()]
-                keys = tuple(Webhook(line) for line in lines if line and not line.startswith("#"))
-                if not keys:
-                    raise ValueError("it holds no secret")
-                self._keys, self._version = keys, version
-        except (OSError, ValueError, RuntimeError) as error:
-            if not self._keys:
-                variable = WebhookSettings.variable_of("secret_file")
-                raise SettingsError(f"{variable}: {self._path} cannot be used: {type(error).__name__}.") from error
-        return self._keys
+            self._keys = _read_keys(path)
+        except SettingsError as error:
+            log.error("The webhook secrets have changed and cannot be used; they stay as they were.", error=str(error))
+        else:
+            log.info("Read the webhook secrets again, because they have changed.", tenants=len(self._keys))
+
+
+def _read_keys(path: Path) -> Keys:
+    """SettingsError, which shows no secret, when the file cannot be used."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_SECRETS_BYTES + 1)
+        if len(content) > MAX_SECRETS_BYTES:
+            raise ValueError(f"it is longer than {MAX_SECRETS_BYTES} bytes")
+        return parse_keys(content)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        variable = WebhookSettings.variable_of("secret_file")
+        raise SettingsError(f"{variable}: {path} cannot be used: {why}.") from error
+
+
+def _version_of(path: Path) -> FileVersion | None:
+    try:
+        return FileVersion.of(path)
+    except OSError:
+        return None
 
 
 def headers_of(letter: Letter, keys: tuple[Webhook, ...]) -> dict[str, str]:

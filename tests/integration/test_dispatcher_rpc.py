@@ -18,7 +18,8 @@ from libs.settings import AuthSettings, GrpcSettings
 from libs.wire import to_timestamp
 from services.dispatcher.delivery import Permanent, Reason, Retryable, Sent, State
 from services.dispatcher.rpc import DispatcherRpc, servicer
-from services.dispatcher.store_settings import KeyStore, SuppressionStore
+from services.dispatcher.store_settings import KeyStore
+from services.dispatcher.store_suppressions import SuppressionStore
 from tests.support.dispatcher_world import (
     DIGEST,
     NOON,
@@ -382,3 +383,58 @@ async def test_a_parked_delivery_says_so(dispatcher: Dispatcher) -> None:
     assert listed.HasField("parked_until_time")
     told = await dispatcher.ours.Explain(pb.ExplainRequest(id=str(id_of("one"))))
     assert [one.kind for one in told.entries] == ["delivery_accepted", "delivery_parked"]
+
+
+async def test_suppressions_of_one_address_are_told_apart(dispatcher: Dispatcher) -> None:
+    """Channel, address, list and source name one; each is put, found by its address and lifted by itself."""
+    ann: dict[str, Any] = {"channel": "email", "address": "ann@example.com", "reason": "why"}
+    for given in (
+        pb.Suppression(**ann, list_id="cadence:daily", source=pb.SUPPRESSION_SOURCE_UNSUBSCRIBE),
+        pb.Suppression(**ann, source=pb.SUPPRESSION_SOURCE_BOUNCE),
+        pb.Suppression(**ann),
+        pb.Suppression(channel="email", address="bob@example.com", reason="why"),
+    ):
+        await dispatcher.ours.PutSuppression(pb.PutSuppressionRequest(suppression=given))
+
+    async def of_ann() -> list[tuple[str, int]]:
+        found: list[tuple[str, int]] = []
+        token = ""
+        while not found or token:
+            request = pb.ListSuppressionsRequest(address="Ann@Example.com", page_size=1, page_token=token)
+            page = await dispatcher.ours.ListSuppressions(request)
+            found += [(one.list_id, one.source) for one in page.suppressions]
+            token = page.next_page_token
+        return found
+
+    caller, bounce, unsubscribe = ("", 1), ("", 2), ("cadence:daily", 3)
+    assert await of_ann() == [caller, bounce, unsubscribe]
+    where: dict[str, Any] = {"channel": "email", "address": "ann@example.com"}
+    one = pb.DeleteSuppressionRequest(**where, source=pb.SUPPRESSION_SOURCE_BOUNCE)
+    await dispatcher.ours.DeleteSuppression(one)
+    assert await of_ann() == [caller, unsubscribe]
+    await dispatcher.ours.DeleteSuppression(pb.DeleteSuppressionRequest(**where))
+    assert await of_ann() == [unsubscribe]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"address": "ann@example.com\r\nBcc: all@example.com"}, "suppression.address"),
+        ({"address": "a" * 2_049}, "suppression.address"),
+        ({"channel": "pigeon"}, "suppression.channel"),
+        ({"reason": "x" * 513}, "suppression.reason"),
+        ({"list_id": "daily"}, "suppression.list_id"),
+        ({"list_id": f"type:{'x' * 160}"}, "suppression.list_id"),
+        ({"source": 9}, "suppression.source"),
+    ],
+)
+async def test_a_suppression_that_is_none_is_refused(
+    dispatcher: Dispatcher, changes: dict[str, Any], field: str
+) -> None:
+    """The answer names the field, and nothing is kept."""
+    given = {"channel": "email", "address": "ann@example.com", "reason": "why"} | changes
+    call = dispatcher.ours.PutSuppression(pb.PutSuppressionRequest(suppression=pb.Suppression(**given)))
+    error = await refused(call)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in {one.field for one in refusal_of(error).violations}
+    assert not (await dispatcher.ours.ListSuppressions(pb.ListSuppressionsRequest())).suppressions

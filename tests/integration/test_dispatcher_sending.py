@@ -23,7 +23,8 @@ from services.dispatcher.delivery import LANES, Letter, Permanent, Reason, Resul
 from services.dispatcher.loops_housekeeping import Housekeeping
 from services.dispatcher.pipeline import Settlement
 from services.dispatcher.store_queue import QueueStore
-from services.dispatcher.store_settings import KeyStore, SuppressionStore
+from services.dispatcher.store_settings import KeyStore
+from services.dispatcher.store_suppressions import BounceStore, SuppressionStore
 from services.dispatcher.stream import retry_entity, retry_timer_id
 from tests.support.dispatcher_world import (
     DIGEST,
@@ -420,7 +421,9 @@ async def test_housekeeping_measures_the_queue_and_forgets_old_keys(rig: Rig) ->
             " SELECT 'shop', 'Redrive', age, '', '', now() - age::interval"
             " FROM unnest(ARRAY['8 days', '6 days']) AS age"
         )
-    await Housekeeping(db=rig.db, queue=rig.queue, keys=KeyStore(), lanes=LANES).run_once()
+    await Housekeeping(
+        db=rig.db, queue=rig.queue, keys=KeyStore(), bounces=BounceStore(times=1), lanes=LANES
+    ).run_once()
     assert [metrics.QUEUED.labels(lane)._value.get() for lane in ("log", "email", "webhook")] == [2, 1, 0]
     assert metrics.OLDEST_QUEUED_SECONDS._value.get() > 0
     async with rig.db.read() as tx:

@@ -170,10 +170,14 @@ async def test_mails_share_a_connection() -> None:
         ("RCPT", "450 4.2.1 mailbox busy", Retryable(Reason.DEFERRED, "450 4.2.1 mailbox busy")),
         ("RCPT", "450 4.7.1 slow down", Retryable(Reason.RATE_LIMITED, "450 4.7.1 slow down")),
         ("RCPT", "421 too many", Retryable(Reason.RATE_LIMITED, "421 too many")),
-        ("RCPT", "550 5.1.1 who?", Permanent(Reason.ADDRESS_REJECTED, "550 5.1.1 who?")),
+        ("RCPT", "550 5.1.1 who?", Permanent(Reason.ADDRESS_REJECTED, "550 5.1.1 who?", is_bounce=True)),
         ("DATA", "452 4.3.1 disk full", Retryable(Reason.DEFERRED, "452 4.3.1 disk full")),
         ("DATA", "554 5.6.0 spam", Permanent(Reason.REJECTED, "554 5.6.0 spam")),
-        ("DATA", "550 5.1.0 gone after all", Permanent(Reason.ADDRESS_REJECTED, "550 5.1.0 gone after all")),
+        (
+            "DATA",
+            "550 5.1.0 gone after all",
+            Permanent(Reason.ADDRESS_REJECTED, "550 5.1.0 gone after all", is_bounce=True),
+        ),
     ],
 )
 async def test_what_the_server_answers_decides(command: str, answer: str, result: Result) -> None:

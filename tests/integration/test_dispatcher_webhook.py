@@ -20,6 +20,7 @@ from tests.support.dispatcher_world import DIGEST, NOON, TENANT, id_of
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 NEW_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+OTHERS_SECRET = "whsec_bm90IG11Y2ggb2YgYSBzZWNyZXQgaXMgaXQ="
 BODY = '{"subject": "Grüße", "items": [1, 2]}'
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -85,10 +86,10 @@ async def open_channel(**overrides: Any) -> AsyncIterator[WebhookChannel]:
         await channel.close()
 
 
-def letter(url: str, name: str = "one", *, body: str = BODY) -> Letter:
+def letter(url: str, name: str = "one", *, body: str = BODY, tenant: str = TENANT) -> Letter:
     """A delivery to a webhook, signed now: receivers check that against their own clock."""
     delivery = Delivery(
-        tenant=TENANT,
+        tenant=tenant,
         id=id_of(name),
         digest_id=DIGEST,
         subscriber="ann",
@@ -148,13 +149,70 @@ async def test_secrets_can_be_rotated_without_a_restart(secret_file: Path) -> No
         Webhook(NEW_SECRET).verify(body, headers)
 
 
-def test_a_secret_file_that_cannot_be_used_is_a_configuration_error(tmp_path: Path) -> None:
-    """No file, an empty one, and one with something else in it stop the start, and name the setting."""
-    (tmp_path / "empty").write_text("\n")
-    (tmp_path / "wrong").write_text("whsec_ä\n")
-    for name in ("missing", "empty", "wrong"):
-        with pytest.raises(SettingsError, match="CARILLON_DISPATCHER_WEBHOOK_SECRET_FILE"):
-            WebhookChannel(WebhookSettings(secret_file=tmp_path / name), connections=1)
+async def test_no_tenant_s_secret_signs_for_another(tmp_path: Path) -> None:
+    """Each tenant's receivers verify with that tenant's secret, and another's is worth nothing there."""
+    file = tmp_path / "secrets"
+    file.write_text(f"shop: [{SECRET}]\nbank: [{NEW_SECRET}]\n")
+    receiver = HttpReceiver()
+    async with receiver.listening() as url, open_channel(secret_file=file) as channel:
+        for tenant in ("shop", "bank", "unheard-of"):
+            await channel.send(letter(url, tenant=tenant))
+    of_shop, of_bank, of_nobody = receiver.requests
+    Webhook(SECRET).verify(of_shop[1], of_shop[0])
+    Webhook(NEW_SECRET).verify(of_bank[1], of_bank[0])
+    for (headers, body), secret in ((of_shop, NEW_SECRET), (of_bank, SECRET)):
+        with pytest.raises(WebhookVerificationError):
+            Webhook(secret).verify(body, headers)
+    assert "webhook-signature" not in of_nobody[0]
+
+
+async def test_a_file_with_tenants_can_be_rotated_and_has_a_place_for_the_others(tmp_path: Path) -> None:
+    """Two secrets of one tenant both sign; a file that goes wrong changes nothing; `*` is for nobody who is named."""
+    file = tmp_path / "secrets"
+    file.write_text(f'{{"shop": ["{SECRET}"], "*": ["{OTHERS_SECRET}"]}}')
+    receiver = HttpReceiver()
+    async with receiver.listening() as url, open_channel(secret_file=file) as channel:
+        await channel.send(letter(url, tenant="unheard-of"))
+        file.write_text(f"shop:\n- {NEW_SECRET}\n- {SECRET}\n'*': [{OTHERS_SECRET}]\n")
+        await channel.send(letter(url, tenant="shop"))
+        file.write_text("shop: []\n")  # Somebody's mistake must not stop deliveries, nor send them unsigned.
+        await channel.send(letter(url, tenant="shop"))
+    (headers, body), *of_shop = receiver.requests
+    Webhook(OTHERS_SECRET).verify(body, headers)
+    for headers, body in of_shop:
+        Webhook(SECRET).verify(body, headers)
+        Webhook(NEW_SECRET).verify(body, headers)
+        with pytest.raises(WebhookVerificationError):
+            Webhook(OTHERS_SECRET).verify(body, headers)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "\n",
+        "# only a comment\n",
+        "whsec_ä\n",
+        "whsec_dG9vIHNob3J0\n",
+        "shop: []\n",
+        "shop: [nothing]\n",
+        "Not a tenant: []\n",
+        f"shop: {{secret: {SECRET}}}\n",
+        f"{SECRET}: [shop]\n",
+        f"shop: [{SECRET}\n",
+        f"shop: [{SECRET}]\nbank: [{SECRET}]\n",
+        f"shop: [{SECRET}]\nbank: [{SECRET.removeprefix('whsec_')}]\n",
+        f"shop: [{SECRET}]\n'*': [{SECRET}]\n",
+    ],
+)
+def test_a_secret_file_that_cannot_be_used_is_a_configuration_error(tmp_path: Path, content: str | None) -> None:
+    """None, nothing, something else, and secrets that two tenants share stop the start; no secret is told."""
+    file = tmp_path / "secrets"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SettingsError, match="CARILLON_DISPATCHER_WEBHOOK_SECRET_FILE") as caught:
+        WebhookChannel(WebhookSettings(secret_file=file), connections=1)
+    assert SECRET.removeprefix("whsec_") not in str(caught.value)
 
 
 async def test_webhooks_share_connections() -> None:

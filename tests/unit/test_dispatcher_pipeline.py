@@ -42,7 +42,6 @@ FRESH = Candidate(
     fresh_since=NOW,
     claimed_at=NOW,
     is_in_doubt=False,
-    is_suppressed=False,
 )
 LATER = Retryable(Reason.DEFERRED, "451 later")
 
@@ -57,15 +56,15 @@ def test_a_sound_delivery_is_sent() -> None:
     [
         (replace(FRESH, delivery=replace(MAIL, channel="apprise")), State.DEAD, Reason.UNSUPPORTED),
         (replace(FRESH, delivery=replace(MAIL, address="a@b\nBcc: c@d")), State.DEAD, Reason.ADDRESS_INVALID),
-        (replace(FRESH, is_suppressed=True), State.SUPPRESSED, Reason.SUPPRESSED),
+        (replace(FRESH, suppressed=Reason.UNSUBSCRIBED), State.SUPPRESSED, Reason.UNSUBSCRIBED),
         (replace(FRESH, delivery=STALE), State.EXPIRED, Reason.EXPIRED),
         (replace(FRESH, attempts=1, is_in_doubt=True), State.HELD, Reason.IN_DOUBT),
         (replace(FRESH, attempts=3, is_in_doubt=True, delivery=HOOK), State.DEAD, Reason.ATTEMPTS_EXHAUSTED),
         # The first stage that objects decides.
         (
-            replace(FRESH, is_suppressed=True, delivery=STALE),
+            replace(FRESH, suppressed=Reason.UNSUBSCRIBED, delivery=STALE),
             State.SUPPRESSED,
-            Reason.SUPPRESSED,
+            Reason.UNSUBSCRIBED,
         ),
     ],
 )
@@ -84,7 +83,7 @@ def test_in_doubt_is_sent_again_where_the_policy_says_so() -> None:
 def test_a_settlement_before_sending_names_the_attempt_it_ends() -> None:
     """The attempt in doubt, and none when none was under way."""
     in_doubt = judge(replace(FRESH, attempts=2, is_in_doubt=True), POLICY, NOW)
-    waiting = judge(replace(FRESH, attempts=2, is_suppressed=True), POLICY, NOW)
+    waiting = judge(replace(FRESH, attempts=2, suppressed=Reason.UNSUBSCRIBED), POLICY, NOW)
     assert in_doubt is not None
     assert waiting is not None
     assert (in_doubt.number, in_doubt.attempt_reason, in_doubt.ended_at) == (2, Reason.IN_DOUBT, None)

@@ -13,8 +13,9 @@ from carillon.link.v1 import link_pb2
 from libs.errors import Unavailable
 from libs.links.frames import Addressed, Outgoing, OutgoingFrame, Position, pack
 from libs.postgres import Database, Transaction
+from services.intake import stream_groups
 from services.intake.commands import Command
-from services.intake.stream_groups import MAX_CALLS, Groups, Written
+from services.intake.stream_groups import BULK_ENTRIES, MAX_CALLS, Groups, Written
 
 
 @dataclass
@@ -44,10 +45,12 @@ class World:
     published: list[OutgoingFrame] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     sequence: int = 0
+    begun: int = 0
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
         """One that commits when the gate is open."""
+        self.begun += 1
         frames: list[OutgoingFrame] = []
         yield frames
         await self.gate.wait()
@@ -90,6 +93,11 @@ def sequences(frame: OutgoingFrame) -> list[int]:
     return [entry.sequence for entry in link_pb2.Frame.FromString(frame.payload).entries]
 
 
+def sizes(world: World) -> list[int]:
+    """Entries per transaction, the smallest first."""
+    return sorted(sum(frame.entries for frame in frames) for frames in world.transactions)
+
+
 def together_with(name: str, world: World) -> list[list[str]]:
     """The frames, as the entities in each, of the transaction that has this entity."""
     written = [[entities(frame) for frame in frames] for frames in world.transactions]
@@ -117,20 +125,73 @@ async def begun(groups: Groups, *names: str, tenant: str = "acme", **more: Any) 
 
 
 async def test_calls_that_come_while_others_commit_share_the_next_transaction(world: World) -> None:
-    """Sixty-six calls, three transactions: two go at once, and all others together."""
+    """Sixty-five calls, two transactions: one goes at once, and all others together."""
     groups = groups_of(world)
-    tasks = await begun(groups, "a") + await begun(groups, "b")
+    tasks = await begun(groups, "a")
     tasks += await begun(groups, *(f"e{n}" for n in range(64)))
     world.gate.set()
     written = await asyncio.gather(*tasks)
-    assert sorted(len(entities(frame)) for frames in world.transactions for frame in frames) == [1, 1, 64]
+    assert sizes(world) == [1, 64]
     assert all(one is not None for one in written)
+
+
+async def test_a_call_that_is_alone_waits_for_nobody(world: World) -> None:
+    """It is written in fewer turns of the loop than a group would gather for."""
+    groups = groups_of(world)
+    world.gate.set()
+    (task,) = await begun(groups, "a")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert task.done()
+    assert sizes(world) == [1]
+
+
+async def test_calls_that_come_one_by_one_share_a_transaction_where_there_is_company(world: World) -> None:
+    """A busy loop takes in a call every other turn: the group goes when no more come, not at the first occasion."""
+    groups = groups_of(world)
+    world.gate.set()
+    for n in range(BULK_ENTRIES):  # These are over, and are no bulk that waits.
+        await asyncio.gather(*await begun(groups, f"before-{n}"))
+    await asyncio.gather(*await begun(groups, "a", "b"))
+    tasks = [task for n in range(20) for task in await begun(groups, f"e{n}")]
+    await asyncio.gather(*tasks)
+    assert sizes(world) == [1] * BULK_ENTRIES + [2, 20]
+
+
+async def test_inv9_a_group_goes_although_the_loop_is_never_quiet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long calls wait for company is bounded by time too."""
+    monkeypatch.setattr(stream_groups, "QUIET_TURNS", 1 << 60)
+    groups = groups_of(world)
+    world.gate.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*await begun(groups, "a", "b"))
+    assert sizes(world) == [2]
+
+
+async def test_bulk_has_a_second_transaction_and_small_calls_have_not(world: World) -> None:
+    """While Postgres works for one group, the next is packed where it is large; else it would only be smaller."""
+    groups = groups_of(world)
+    tasks = await begun(groups, "a") + await begun(groups, "b")
+    assert world.begun == 1
+    bulk = Call("bulk")
+    bulk.entries *= BULK_ENTRIES
+    tasks.append(
+        asyncio.create_task(groups.write(Command(tenant="acme", method="Notify", receivers=("digest",)), bulk))
+    )
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert world.begun == 2
+    world.gate.set()
+    await asyncio.gather(*tasks)
+    assert sizes(world) == [1, BULK_ENTRIES + 1]
 
 
 async def test_each_call_knows_its_own_entries_and_has_a_sequence_of_its_own(world: World) -> None:
     """Commands are ordered by their sequences, also within a group."""
     groups = groups_of(world)
-    await begun(groups, "x") + await begun(groups, "y")
+    await begun(groups, "x")
     tasks = await begun(groups, "a", "b", "c")
     world.gate.set()
     written = await asyncio.gather(*tasks)
@@ -142,7 +203,7 @@ async def test_each_call_knows_its_own_entries_and_has_a_sequence_of_its_own(wor
 async def test_inv8_tenants_share_a_transaction_and_never_a_frame(world: World) -> None:
     """A frame is put aside as a whole."""
     groups = groups_of(world)
-    await begun(groups, "x") + await begun(groups, "y")
+    await begun(groups, "x")
     tasks = await begun(groups, "a", tenant="acme") + await begun(groups, "b", tenant="bmce")
     world.gate.set()
     await asyncio.gather(*tasks)
@@ -153,7 +214,7 @@ async def test_a_call_that_cannot_be_written_fails_alone(world: World) -> None:
     """The others of its group are written without it."""
     world.bad = {"bad"}
     groups = groups_of(world)
-    await begun(groups, "x") + await begun(groups, "y")
+    await begun(groups, "x")
     tasks = await begun(groups, "a", "bad", "c")
     world.gate.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -164,7 +225,7 @@ async def test_when_postgres_is_away_every_call_hears_it_once(world: World) -> N
     """Trying them one by one would make each wait for all the others' timeouts."""
     world.bad, world.error = {"b"}, Unavailable("Postgres is away", reason="POSTGRES_UNAVAILABLE")
     groups = groups_of(world)
-    await begun(groups, "x") + await begun(groups, "y")
+    await begun(groups, "x")
     tasks = await begun(groups, "a", "b", "c")
     world.gate.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -175,7 +236,7 @@ async def test_a_call_whose_key_is_taken_goes_alone(world: World) -> None:
     """None says so, and nothing of it is written here."""
     world.taken = {"k"}
     groups = groups_of(world)
-    await begun(groups, "x") + await begun(groups, "y")
+    await begun(groups, "x")
     (keyed,) = await begun(groups, "a", key="k")
     (other,) = await begun(groups, "b")
     world.gate.set()
@@ -187,7 +248,7 @@ async def test_a_call_whose_key_is_taken_goes_alone(world: World) -> None:
 async def test_a_caller_that_left_before_its_group_began_is_left_out(world: World) -> None:
     """What nobody waits for and nobody was promised is not stored."""
     groups = groups_of(world)
-    await begun(groups, "x") + await begun(groups, "y")
+    await begun(groups, "x")
     gone, stays = await begun(groups, "a", "b")
     gone.cancel()
     await asyncio.sleep(0)

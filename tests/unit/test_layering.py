@@ -56,6 +56,7 @@ ADAPTERS = {
     ("dispatcher", "apprise"): "the channel through Apprise",
     ("dispatcher", "smtp"): "the SMTP channel",
     ("dispatcher", "traffic"): "rates and breakers, whose libraries keep time themselves",
+    ("dispatcher", "unsubscribe_http"): "the page behind List-Unsubscribe",
     ("dispatcher", "webhook"): "the webhook channel",
 }
 
