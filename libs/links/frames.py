@@ -32,7 +32,7 @@ _SEQUENCE = number_tag_of(link_pb2.Entry, "sequence")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutgoingFrame:
-    """A packed frame on its way to `receiver`; `payload` is a serialized link.v1.Frame, maybe compressed: see `decoded`."""
+    """A packed frame on its way to `receiver`; `payload` is a serialized link.v1.Frame: see `decoded`."""
 
     id: UUID
     receiver: str

@@ -18,6 +18,8 @@ SCHEDULER = ("scheduler",)
 DIGEST = ("digest",)
 BOTH = ("scheduler", "digest")
 
+_WAIT_FOR = frozenset(intake_pb2.WaitFor.values())
+
 
 def command_of(
     method: str, receivers: tuple[str, ...], request: Any, context: Context, *, default: int, answer_margin: timedelta
@@ -31,7 +33,7 @@ def command_of(
     if not rpc_checks.is_key(key):
         what = "must be 1-128 characters without control characters, or absent"
         raise InvalidArgument([FieldViolation("idempotency_key", what)])
-    if wait_for not in intake_pb2.WaitFor.values():
+    if wait_for not in _WAIT_FOR:
         what = "must be WAIT_FOR_ACCEPTED or WAIT_FOR_APPLIED"
         raise InvalidArgument([FieldViolation("wait_for", what)])
     is_waiting = wait_for == intake_pb2.WAIT_FOR_APPLIED

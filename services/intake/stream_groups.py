@@ -1,7 +1,10 @@
 """Group commit: calls that come together share a transaction, its fsync, and where they may their frames.
 
-A call joins the group that waits; while one group commits, the next one gathers. Nobody waits for company: under light
-load a group is one call, under heavy load a few transactions carry them all.
+A call joins the group that waits; while one group commits, the next one gathers. A call that is alone goes at once.
+Where calls have company, a group goes when no further one has come for a while. That is counted in turns of the event
+loop, not in time: a busy loop lets in one call per turn or less, and a group that goes too early leaves them to further
+transactions. Measured with 64 callers: groups of 3 cost 1.5 ms of processor time per call, over all processes but the
+caller's; groups of 27 cost 0.6 ms.
 
 Calls share a frame only where they have the same tenant and the same trace: a frame is applied or put aside as a whole,
 and no tenant's entries should be put aside for another's.
@@ -22,7 +25,17 @@ from services.intake.commands import Command
 from services.intake.stream_backlog import carrier_of
 
 COMMITTERS = 2
-"""Transactions under way at once: while Postgres works for one, this process packs the next."""
+"""Transactions under way at once, the second for bulk alone: while Postgres works for one, this process packs the next.
+Of small calls a second one would only make smaller groups."""
+
+BULK_ENTRIES = 500
+"""So many need no company: what a transaction costs is nothing beside them."""
+
+QUIET_TURNS = 80
+"""Turns of the loop without a call, after which a group goes: 0.2 ms when the loop has nothing else to do."""
+
+MAX_GATHER_S = 0.02
+"""How long a group gathers, at most: what 64 callers at once take to be let in, where each costs 0.3 ms."""
 
 MAX_CALLS = 256
 MAX_ENTRIES = 4_000
@@ -80,6 +93,8 @@ class Groups:
         self._sender = sender
         self._store = store
         self._waiting: deque[_Member] = deque()
+        self._waiting_entries = 0
+        self._has_company = False
         self._committers: set[asyncio.Task[None]] = set()
 
     async def write(self, command: Command, answer: Answer) -> Written | None:
@@ -90,14 +105,29 @@ class Groups:
         done: asyncio.Future[Written | None] = asyncio.get_running_loop().create_future()
         carrier = carrier_of(command.tenant)
         self._waiting.append(_Member(command=command, answer=answer, carrier=carrier, done=done))
-        if len(self._committers) < COMMITTERS:
+        self._waiting_entries += len(answer.entries)
+        if len(self._committers) < (COMMITTERS if self._waiting_entries >= BULK_ENTRIES else 1):
             self._committers.add(task := asyncio.create_task(self._commit_waiting()))
             task.add_done_callback(self._committers.discard)
         return await done
 
     async def _commit_waiting(self) -> None:
-        while group := self._take():
-            await self._commit(group)
+        while self._waiting:
+            if self._has_company or len(self._waiting) > 1:
+                await self._gather()
+            if group := self._take():  # The other committer may have taken them.
+                self._has_company = len(group) > 1
+                await self._commit(group)
+
+    async def _gather(self) -> None:
+        loop = asyncio.get_running_loop()
+        until, calls, quiet = loop.time() + MAX_GATHER_S, 0, 0
+        while quiet < QUIET_TURNS and len(self._waiting) < MAX_CALLS and self._waiting_entries < BULK_ENTRIES:
+            quiet = quiet + 1 if len(self._waiting) == calls else 0
+            calls = len(self._waiting)
+            await asyncio.sleep(0)
+            if loop.time() >= until:
+                return
 
     def _take(self) -> list[_Member]:
         group: list[_Member] = []
@@ -107,6 +137,7 @@ class Groups:
             if group and entries > MAX_ENTRIES:
                 break
             member = self._waiting.popleft()
+            self._waiting_entries -= len(member.answer.entries)
             if not member.done.cancelled():  # Its caller has left.
                 group.append(member)
         return group
