@@ -116,5 +116,5 @@ async def _preview(
         show_json(found)
         return
     if found.template_error:
-        typer.echo(f"A template failed, and a built-in one wrote instead: {found.template_error}", err=True)
+        typer.echo(f"A built-in template wrote some of it instead: {found.template_error}", err=True)
     typer.echo(found.html if is_html else f"{found.subject}\n\n{found.text}")

@@ -17,6 +17,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -283,11 +284,13 @@ def _data_directory(wanted: Path) -> Path:
 
 
 def _delete_orphans() -> None:
-    """Delete data whose directory was deleted; a link beside it says which that was."""
+    """Delete data whose directory was deleted; a link beside it says which that was. Several may do so at once."""
     for owner in _ROOT_OWNED.glob(f"*{_OWNER}"):
-        if not owner.readlink().is_symlink():
+        with suppress(FileNotFoundError):
+            if owner.readlink().is_symlink():
+                continue
             shutil.rmtree(owner.with_suffix(""), ignore_errors=True)
-            owner.unlink(missing_ok=True)
+            owner.unlink()
 
 
 def _make_root_owned() -> None:
