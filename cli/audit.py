@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ _UNFINISHED: Final = frozenset(
         dispatcher_pb2.DELIVERY_STATE_RETRYING,
     }
 )
+_PAIR: Final = {"digest", "dispatcher"}
 _GAPS: Final = {
     "item_missing": "items of these notifications are gone",
     "item_unexpected": "items too many belong to these notifications",
@@ -67,10 +69,14 @@ class Links:
 
 @dataclass(slots=True)
 class Report:
-    """What was found: `lost` says of deliveries, by id, what is wrong; `errors` of services why they said nothing."""
+    """What was found: `lost` says of deliveries, by id, what is wrong; `errors` of services why they said nothing.
+
+    `under_way` are deliveries of which that cannot be said yet, because older frames are still on their way.
+    """
 
     ledger: digest_pb2.GetLedgerResponse | None = None
     lost: dict[str, str] = field(default_factory=dict)
+    under_way: int = 0
     links: dict[str, Links] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     not_asked: list[str] = field(default_factory=list)
@@ -103,8 +109,9 @@ def audit(
 
     Digest adds up the tenant's ledger: each notification is, for each of its subscribers and ways to be told, in
     exactly one state. The dispatcher is asked whether it has what digest has been waiting for longest; what does not
-    agree at once is looked at three times. Services tell what is under way between them, and what they have put aside,
-    to callers with the role operator; for others that is left out.
+    agree at once is looked at three times, and is no finding while frames from before that are on their way. Services
+    tell what is under way between them, and what they have put aside, to callers with the role operator; for others
+    that is left out.
 
     Exit codes: 0 all is accounted for; 1 something is not, or a service could not be reached; 2 the command line cannot
     be used.
@@ -141,9 +148,11 @@ class Audit:
     ) -> None:
         self._connections, self._progress, self._between_looks_s = connections, progress, between_looks_s
         self._report = Report()
+        self._oldest_frame_at = float("inf")  # Of those between digest and the dispatcher, by time.monotonic().
 
     async def run(self) -> Report:
         """Ask; OSError when a file that a connection needs cannot be read."""
+        began = time.monotonic()
         with _Step(self._progress, "Adding up the ledger", None):
             self._report.ledger = await self._ledger()
         if self._report.ledger is not None and "dispatcher" in self._connections:
@@ -153,6 +162,8 @@ class Audit:
                 if name not in self._report.errors:
                     await self._ask_links(name, connection)
                 step.advance()
+        if self._oldest_frame_at < began:
+            self._report.under_way, self._report.lost = len(self._report.lost), {}
         return self._report
 
     async def _ledger(self) -> digest_pb2.GetLedgerResponse | None:
@@ -206,6 +217,7 @@ class Audit:
         return found
 
     async def _ask_links(self, name: str, connection: Connection) -> None:
+        asked_at = time.monotonic()
         async with connection.open(*_RETRIED) as channel:
             try:
                 under_way = await backlog_pb2_grpc.BacklogServiceStub(channel).ListBacklogs(
@@ -224,6 +236,9 @@ class Audit:
                         self._report.errors[name] = refusal_text(error)
             else:
                 self._report.links[name] = Links(list(under_way.backlogs), aside.total)
+                ages = [one.oldest_age for one in under_way.backlogs if one.frames and {name, one.receiver} == _PAIR]
+                for age in ages:
+                    self._oldest_frame_at = min(self._oldest_frame_at, asked_at - age.seconds - age.nanos / 1e9)
 
 
 class _Step:
@@ -255,6 +270,8 @@ def _show(report: Report) -> None:
     if report.ledger is not None:
         console.print(_items_table(report.ledger))
     console.print(_links_table(report))
+    if report.under_way:
+        console.print(f"{report.under_way:,} deliveries are still on their way between digest and the dispatcher.")
     for text in _findings(report):
         console.print(f"[red]{escape(text)}[/red]", highlight=False, soft_wrap=True)
     if report.code:
@@ -328,6 +345,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "deliveries": {one.outcome: one.deliveries for one in ledger.deliveries},
         "gaps": [{"kind": gap.kind, "count": gap.count, "ids": list(gap.ids)} for gap in ledger.gaps],
         "lost_deliveries": report.lost,
+        "deliveries_under_way": report.under_way,
         "links": {name: _links_json(one) for name, one in report.links.items()},
         "errors": report.errors,
         "not_asked": report.not_asked,

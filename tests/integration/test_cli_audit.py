@@ -214,8 +214,18 @@ async def test_a_delivery_that_only_digest_waits_for_is_lost(
     """Asked three times, because it, or its outcome, may be under way."""
     (one_id,) = world.dispatcher.states
     world.dispatcher.states = {} if state is None else {one_id: state}
+    async with world.rig.db.transaction() as tx:
+        await tx.raw.execute("DELETE FROM outbox")  # As if all had been confirmed.
     assert await world.lost() == {one_id: says}
     assert world.dispatcher.asked == 3
+
+
+async def test_a_delivery_whose_frame_is_not_confirmed_is_not_lost(world: World) -> None:
+    """The link is slow, or the dispatcher away: nothing is missing, and the person hears of it."""
+    world.dispatcher.states = {}
+    assert await world.lost() == {}
+    code, out = await world.run()
+    assert (code, "1 deliveries are still on their way" in out) == (0, True), out
 
 
 async def test_a_delivery_that_was_still_under_way_is_not_lost(world: World) -> None:
