@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from local.stack import PROJECT, SERVICES
+from local.stack import PROJECT
 
 _DAYS = 4  # With what drains after them more than seven days: reminders and checks of trials are due.
 
@@ -35,21 +35,6 @@ def test_agrees_with_the_csv(tmp_path: Path) -> None:
     hooks = len(report["subscribers"]["feed"])
     assert mails + hooks == report["parts"]
     assert hooks == report["accepted"]["delays"]
-
-
-@pytest.mark.timeout(180)
-def test_two_replicas_of_every_service_one_of_each_killed_give_the_same_numbers(tmp_path: Path) -> None:
-    """Shards divided, frames and deliveries shared, while one replica after the other dies under calls and mails.
-
-    `make chaos` does it to services that have only one.
-    """
-    kills = [f"--kill={service}@{0.1 + number / 25}" for number, service in enumerate(SERVICES)]
-    demo = _demo(tmp_path / "demo", "--days", "1", "--replicas", "2", *kills)
-    output, _ = demo.communicate(timeout=170)
-    assert demo.returncode == 0, output
-    report = json.loads((tmp_path / "demo" / "report.json").read_text())
-    assert sorted(report["killed"]) == sorted(SERVICES)
-    assert (report["differences"], report["unaccounted"]) == ([], 0)
 
 
 @pytest.mark.timeout(120)

@@ -55,7 +55,7 @@ def test_inv6_inv7_random_histories_go_as_the_naive_model_says(world: World) -> 
     run_state_machine_as_test(
         lambda: DigestMachine(world),  # type: ignore[arg-type]  # Hypothesis calls it, whatever it is.
         settings=how(
-            max_examples=HISTORIES or 10,
+            max_examples=HISTORIES or 6,
             stateful_step_count=50,
             derandomize=not HISTORIES,
             database=None,
