@@ -36,8 +36,12 @@ LONGEST = timedelta(days=366 * 10)
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 _MAX_TOKEN = 2048
+_BAD_TOKEN = "is not a token from an answer before"  # noqa: S105 - it is about tokens.
 
 Cursor = Mapping[str, str | int | None]
+
+After = tuple[datetime, UUID]
+"""Where a page of a list in the order of an instant, then an id, goes on: after this entry."""
 
 
 class ProtoEnum(Protocol):
@@ -235,7 +239,7 @@ def read_page_token(
         return None
     cursor = _unpacked(token)
     if cursor is None or cursor.keys() - {""} != expected.keys():
-        raise InvalidArgument([FieldViolation(field, "is not a token from an answer before")])
+        raise InvalidArgument([FieldViolation(field, _BAD_TOKEN)])
     if cursor.pop("", None) != _fingerprint(query):
         raise InvalidArgument([FieldViolation(field, "was made for other filters; start again without it")])
     # bool is an int to Python, and 2**70 is none to Postgres.
@@ -243,8 +247,27 @@ def read_page_token(
         value = cursor[name]
         is_wrong = isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 1 << 63)
         if is_wrong or not isinstance(value, kind):
-            raise InvalidArgument([FieldViolation(field, "is not a token from an answer before")])
+            raise InvalidArgument([FieldViolation(field, _BAD_TOKEN)])
     return cursor
+
+
+def instant_token(at: datetime, id_: UUID, *, query: str = "") -> str:
+    """A page token for lists in the order of an instant, then an id: the last entry's."""
+    return page_token({"at": at.isoformat(), "id": str(id_)}, query=query)
+
+
+def read_instant_token(token: str, *, query: str = "", field: str = "page_token") -> After | None:
+    """What `instant_token` was made of; None for the first page. Raises InvalidArgument as `read_page_token` does."""
+    cursor = read_page_token(token, {"at": str, "id": str}, query=query, field=field)
+    if cursor is None:
+        return None
+    try:
+        at, id_ = datetime.fromisoformat(cursor["at"]), UUID(cursor["id"])
+    except ValueError as err:
+        raise InvalidArgument([FieldViolation(field, _BAD_TOKEN)]) from err
+    if at.tzinfo is None:
+        raise InvalidArgument([FieldViolation(field, _BAD_TOKEN)])
+    return at, id_
 
 
 def _unpacked(token: str) -> dict[str, Any] | None:

@@ -4,8 +4,6 @@ A frame holds what several tenants sent, so that only operators may ask.
 """
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from uuid import UUID
 
 import grpc
 from carillon.link.v1 import dead_frame_pb2 as pb
@@ -25,8 +23,8 @@ from libs.wire import (
     check_id,
     check_page_size,
     check_text,
-    page_token,
-    read_page_token,
+    instant_token,
+    read_instant_token,
     to_timestamp,
 )
 
@@ -63,14 +61,14 @@ class DeadFrameRpc(pb_grpc.DeadFrameServiceServicer):
         limit = check_page_size(violations, request.page_size)
         sender = check_text(violations, "sender", request.sender, shortest=0, longest=64)
         violations.raise_if_any()
-        after = _after(request.page_token, sender)
+        after = read_instant_token(request.page_token, query=sender)
         async with self._db.read() as tx:
             found = await dead.dead_frames(tx, limit=limit + 1, sender=sender, after=after)
             total = await dead.count_dead(tx)
         token = ""
         if len(found) > limit:
             last = found[limit - 1]
-            token = page_token({"at": last.buried_at.isoformat(), "id": str(last.frame_id)}, query=sender)
+            token = instant_token(last.buried_at, last.frame_id, query=sender)
         return pb.ListDeadFramesResponse(
             dead_frames=map(_dead_frame, found[:limit]), next_page_token=token, total=total
         )
@@ -119,19 +117,6 @@ def dead_frame_servicer(
     """What libs.service registers for every service."""
     rpc = DeadFrameRpc(db=db, service=service, publish=publish, settings=settings)
     return Servicer(pb_grpc.add_DeadFrameServiceServicer_to_server, rpc)
-
-
-def _after(token: str, query: str) -> tuple[datetime, UUID] | None:
-    cursor = read_page_token(token, {"at": str, "id": str}, query=query)
-    if cursor is None:
-        return None
-    violations = Violations()
-    try:
-        return datetime.fromisoformat(cursor["at"]), UUID(cursor["id"])
-    except ValueError:
-        violations.add("page_token", "is not a token from an answer before")
-    violations.raise_if_any()
-    return None
 
 
 def _dead_frame(one: dead.DeadFrame) -> pb.DeadFrame:

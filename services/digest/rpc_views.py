@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from uuid import UUID
 
 from carillon.digest.v1 import digest_pb2 as pb
@@ -11,7 +10,16 @@ from libs.clock import Clock
 from libs.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, Violations
 from libs.postgres import Database
 from libs.rpc_context import Context, tenant_of
-from libs.wire import check_id, check_page_size, check_text, page_token, read_page_token, to_timestamp
+from libs.wire import (
+    check_id,
+    check_page_size,
+    check_text,
+    instant_token,
+    page_token,
+    read_instant_token,
+    read_page_token,
+    to_timestamp,
+)
 from services.digest.catalog import WindowState
 from services.digest.rpc_stores import Formatter, Press, PreviewStore, ViewStore
 from services.digest.rpc_words import to_channel
@@ -100,11 +108,7 @@ class ViewsRpc:
         _check_filters(violations, request)
         violations.raise_if_any()
         query = f"{request.subscriber}\n{request.cadence}"
-        cursor = read_page_token(request.page_token, {"at": str, "id": str}, query=query)
-        after = None
-        if cursor is not None:
-            with _token_of_ours():
-                after = (datetime.fromisoformat(cursor["at"]), UUID(cursor["id"]))
+        after = read_instant_token(request.page_token, query=query)
         async with self._view_db.read() as tx:
             found = await self._views.list_digests(
                 tx,
@@ -117,7 +121,7 @@ class ViewsRpc:
         token = ""
         if len(found) > limit:
             last = found[limit - 1]
-            token = page_token({"at": last.closed_at.isoformat(), "id": str(last.id)}, query=query)
+            token = instant_token(last.closed_at, last.id, query=query)
         return pb.ListDigestsResponse(digests=map(_digest, found[:limit]), next_page_token=token)
 
     async def GetDigest(self, request: pb.GetDigestRequest, context: Context) -> pb.GetDigestResponse:

@@ -12,18 +12,15 @@ from libs.clock import Clock
 from libs.errors import NotFound, Violations
 from libs.postgres import Database, Transaction
 from libs.rpc import Servicer, tenant_of
-from libs.wire import check_count, check_id, check_page_size, check_text
+from libs.wire import After, check_count, check_id, check_page_size, check_text, instant_token, read_instant_token
 from services.dispatcher.delivery import State
 from services.dispatcher.records import AttemptRecord, Content, DeliveryRecord, story
 from services.dispatcher.rpc_dead_letters import DeadLetters, DeadLettersRpc, Keys
 from services.dispatcher.rpc_messages import (
-    After,
-    after_of,
     attempt_of,
     content_of,
     delivery_of,
     entry_of,
-    token_of,
 )
 from services.dispatcher.rpc_suppressions import Suppressions, SuppressionsRpc
 
@@ -89,7 +86,7 @@ class DispatcherRpc(DeadLettersRpc, SuppressionsRpc, pb_grpc.DispatcherServiceSe
         states = _states(violations, request.states)
         violations.raise_if_any()
         query = f"{subscriber}\x1f{digest_id}\x1f{sorted(states)}"
-        after = after_of(request.page_token, query)
+        after = read_instant_token(request.page_token, query=query)
         async with self._db.read() as tx:
             found = await self._deliveries.page(
                 tx,
@@ -100,7 +97,9 @@ class DispatcherRpc(DeadLettersRpc, SuppressionsRpc, pb_grpc.DispatcherServiceSe
                 after=after,
                 limit=limit + 1,
             )
-        token = token_of(found[limit - 1].created_at, found[limit - 1].id, query) if len(found) > limit else ""
+        token = ""
+        if len(found) > limit:
+            token = instant_token(found[limit - 1].created_at, found[limit - 1].id, query=query)
         return pb.ListDeliveriesResponse(deliveries=map(delivery_of, found[:limit]), next_page_token=token)
 
     async def GetDelivery(

@@ -13,10 +13,20 @@ from libs.clock import Clock
 from libs.errors import Violations
 from libs.postgres import Database, Transaction
 from libs.rpc import tenant_of
-from libs.wire import check_count, check_id, check_instant, check_number, check_page_size, check_text
+from libs.wire import (
+    After,
+    check_count,
+    check_id,
+    check_instant,
+    check_number,
+    check_page_size,
+    check_text,
+    instant_token,
+    read_instant_token,
+)
 from services.dispatcher.delivery import CHANNELS, DEAD_LETTERS, State
 from services.dispatcher.records import DeadLetterCount, DeadLetterFilter, DeliveryRecord
-from services.dispatcher.rpc_messages import After, after_of, count_of, delivery_of, token_of
+from services.dispatcher.rpc_messages import count_of, delivery_of
 
 MAX_KEY = 128
 MAX_REDRIVEN = 1_000
@@ -74,12 +84,12 @@ class DeadLettersRpc:
         wanted = _checked_filter(violations, request.filter)
         violations.raise_if_any()
         query = f"dead {request.filter.SerializeToString(deterministic=True).hex()}"
-        after = after_of(request.page_token, query)
+        after = read_instant_token(request.page_token, query=query)
         async with self._db.read() as tx:
             found = await self._dead_letters.page(tx, tenant_of(context), wanted, after=after, limit=limit + 1)
         token = ""
         if len(found) > limit and (last := found[limit - 1]).dead_letter_at is not None:
-            token = token_of(last.dead_letter_at, last.id, query)
+            token = instant_token(last.dead_letter_at, last.id, query=query)
         return pb.ListDeadLettersResponse(deliveries=map(delivery_of, found[:limit]), next_page_token=token)
 
     async def CountDeadLetters(

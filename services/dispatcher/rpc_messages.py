@@ -1,37 +1,11 @@
 """Between the contract's messages and the dispatcher's nouns."""
 
-from datetime import datetime
-from uuid import UUID
-
 from carillon.dispatcher.v1 import dispatcher_pb2 as pb
 from carillon.explain.v1 import explain_pb2
 from carillon.scheduler.v1 import timer_pb2
 
-from libs.errors import Violations
-from libs.wire import Cursor, page_token, read_page_token, to_timestamp
+from libs.wire import to_timestamp
 from services.dispatcher.records import AttemptRecord, Content, DeadLetterCount, DeliveryRecord, StoryEntry
-
-After = tuple[datetime, UUID]
-
-
-def token_of(at: datetime, id_: UUID, query: str) -> str:
-    """Where a page ends, for the next; valid with the same `query` only."""
-    cursor: Cursor = {"at": at.isoformat(), "id": str(id_)}
-    return page_token(cursor, query=query)
-
-
-def after_of(token: str, query: str) -> After | None:
-    """Where to go on; None at the start. Raises InvalidArgument for what is no token of this query."""
-    cursor = read_page_token(token, {"at": str, "id": str}, query=query)
-    if cursor is None:
-        return None
-    violations = Violations()
-    try:
-        return datetime.fromisoformat(cursor["at"]), UUID(cursor["id"])
-    except ValueError:
-        violations.add("page_token", "is not a token from an answer before")
-    violations.raise_if_any()
-    return None
 
 
 def delivery_of(one: DeliveryRecord) -> pb.Delivery:

@@ -12,10 +12,11 @@ from sqlalchemy import ColumnElement, Select, func, select, tuple_
 
 from libs.errors import FailedPrecondition, NotFound
 from libs.postgres import Transaction
+from libs.wire import After
 from services.dispatcher.delivery import DEAD_LETTERS, State
 from services.dispatcher.records import DeadLetterCount, DeadLetterFilter, DeliveryRecord
 from services.dispatcher.store import delivery as delivery_table
-from services.dispatcher.store_deliveries import After, record_of, select_records
+from services.dispatcher.store_deliveries import record_of, select_records
 
 _LOCK = "SELECT id, state FROM delivery WHERE tenant = %s AND id = ANY(%s) ORDER BY id FOR UPDATE"
 

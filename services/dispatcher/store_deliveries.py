@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import Row, Select, and_, case, func, select, tuple_
 
 from libs.postgres import Transaction
+from libs.wire import After
 from services.dispatcher.addresses import destination_of
 from services.dispatcher.delivery import Delivery, Priority, State, lane_of
 from services.dispatcher.records import AttemptRecord, Content, DeliveryRecord
@@ -16,7 +17,6 @@ from services.dispatcher.store import delivery as delivery_table
 from services.dispatcher.store import queue as queue_table
 
 Key = tuple[str, UUID]
-After = tuple[datetime, UUID]
 
 # Arrays go in binary: as text psycopg escapes each quote of each body in Python, which takes a millisecond for a few KB
 # of JSON or HTML while nothing else runs. In the order of the key, so that two replicas with the same deliveries wait

@@ -272,6 +272,22 @@ class TestPages:
         with pytest.raises(InvalidArgument):
             wire.read_page_token(token, {"id": int})
 
+    def test_a_token_of_an_instant_gives_both_back(self) -> None:
+        """The microsecond and the id of the last entry; None is the first page."""
+        token = wire.instant_token(NOON, AN_ID, query="dead")
+        assert wire.read_instant_token(token, query="dead") == (NOON, AN_ID)
+        assert wire.read_instant_token("", query="dead") is None
+        with pytest.raises(InvalidArgument, match="other filters"):
+            wire.read_instant_token(token, query="delivered")
+
+    @pytest.mark.parametrize("at", ["2013-07-01T12:00:00", "noon", ""])
+    def test_a_forged_instant_is_refused(self, at: str) -> None:
+        """Also one without a zone, which Postgres would take for its own."""
+        with pytest.raises(InvalidArgument, match="not a token"):
+            wire.read_instant_token(wire.page_token({"at": at, "id": str(AN_ID)}))
+        with pytest.raises(InvalidArgument, match="not a token"):
+            wire.read_instant_token(wire.page_token({"at": NOON.isoformat(), "id": at}))
+
     @pytest.mark.parametrize(("asked", "given_"), [(0, 100), (1, 1), (1000, 1000)])
     def test_a_page_has_a_default_size(self, asked: int, given_: int) -> None:
         """0 means 100."""
