@@ -68,7 +68,6 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._read_only = engine.execution_options(postgresql_readonly=True)
         self._probes: set[asyncio.Task[bool]] = set()
 
     @classmethod
@@ -111,9 +110,10 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Transaction]:
         """As `transaction`, but READ ONLY: Postgres refuses any write."""
-        with _passing_errors_as_unavailable():
-            async with self._read_only.begin() as conn:
-                yield Transaction(conn=conn, raw=await _raw(conn))
+        async with self.transaction() as tx:
+            # Not SQLAlchemy's `postgresql_readonly`: cancelled while it sets that, it loses the connection.
+            await tx.raw.execute("SET TRANSACTION READ ONLY")
+            yield tx
 
     async def is_alive(self, timeout: timedelta = timedelta(seconds=1)) -> bool:
         """Whether Postgres answers a query within `timeout`; for readiness checks, never raises."""

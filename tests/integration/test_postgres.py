@@ -161,6 +161,30 @@ async def test_a_full_pool_is_a_passing_error(open_database: OpenDatabase) -> No
                 pass
 
 
+@pytest.mark.parametrize("kind", ["read", "transaction"])
+async def test_a_cancelled_block_gives_its_connection_back(
+    open_database: OpenDatabase, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Wherever the cancellation strikes, the pool's one connection is there for the next block, and may write."""
+    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0.0)  # As on a busy loop, where every wait gives way.
+    db = await open_database("intake", pool_size=1, pool_timeout=timedelta(seconds=1))
+
+    async def use() -> None:
+        async with getattr(db, kind)() as tx:
+            await tx.raw.execute("SELECT 1")
+
+    async with db.transaction() as tx:
+        await tx.raw.execute("CREATE TABLE bell (id int)")
+    for turns in range(40):
+        task = asyncio.create_task(use())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        async with db.transaction() as tx:
+            await tx.raw.execute("INSERT INTO bell VALUES (%s)", (turns,))
+
+
 async def test_a_deadlock_and_a_lock_timeout_are_passing_errors(db: Database) -> None:
     """The same transaction can succeed next time; a statement that took too long cannot."""
     async with db.transaction() as tx:
