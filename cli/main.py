@@ -22,6 +22,7 @@ from cli.requests import requests
 from cli.session import stop
 from cli.subscribers import cadences, subscribers
 from cli.subscriptions import subscriptions
+from cli.suppressions import suppressions
 from cli.timelines import timelines
 from cli.timers import timers
 
@@ -43,6 +44,7 @@ app.add_typer(cadences, name="cadences")
 app.add_typer(digests, name="digests")
 app.add_typer(deliveries, name="deliveries")
 app.add_typer(dead_letters, name="dead-letters")
+app.add_typer(suppressions, name="suppressions")
 app.add_typer(batch, name="batch")
 app.command()(audit)
 explain.register(app)

@@ -347,6 +347,40 @@ def test_dead_letters_are_sent_again_only_when_somebody_agrees(services: FakeSer
     assert request.idempotency_key
 
 
+def test_an_address_is_suppressed_and_let_go_again(services: FakeServices) -> None:
+    """Each option ends in its field; what is suppressed is listed with who wanted it so."""
+    one = dispatcher.Suppression(
+        channel="email",
+        address="a@x.org",
+        reason="left",
+        list_id="type:shop/closed",
+        create_time=NOON,
+        source=dispatcher.SUPPRESSION_SOURCE_CALLER,
+    )
+    services.answers |= {
+        "PutSuppression": dispatcher.PutSuppressionResponse(suppression=one),
+        "DeleteSuppression": dispatcher.DeleteSuppressionResponse(),
+        "ListSuppressions": dispatcher.ListSuppressionsResponse(suppressions=[one]),
+    }
+    ran = services.run("suppressions", "add", "a@x.org", "--reason", "left", "--list", "type:shop/closed")
+    assert (ran.code, ran.out) == (0, "a@x.org gets nothing of type:shop/closed any more.\n")
+    (put,) = services.asked("PutSuppression")
+    assert put.suppression == dispatcher.Suppression(
+        channel="email", address="a@x.org", reason="left", list_id="type:shop/closed"
+    )
+    assert json.loads(services.run("suppressions", "list", "--address", "a@x.org", "--json").out)["listId"] == (
+        "type:shop/closed"
+    )
+    assert "caller" in services.run("suppressions", "list").out
+    ran = services.run("suppressions", "remove", "h", "--channel", "webhook", "--source", "bounce")
+    assert (ran.code, ran.out) == (0, "h is not suppressed any more.\n")
+    (removed,) = services.asked("DeleteSuppression")
+    assert removed == dispatcher.DeleteSuppressionRequest(
+        channel="webhook", address="h", source=dispatcher.SUPPRESSION_SOURCE_BOUNCE
+    )
+    assert services.run("suppressions", "remove", "h", "--source", "nobody").code == 2
+
+
 def test_dead_frames_of_all_services_are_listed_and_applied_once_more(services: FakeServices) -> None:
     """Each with who put it aside; those that stay are named, with exit code 3."""
     frame = link.DeadFrame(id="f1", sender="intake", entries=3, reason="a bug", bury_time=NOON)
