@@ -1,147 +1,41 @@
-"""Events on their way to the stream EVENTS: at least once, whatever is away, dies or is deleted meanwhile."""
+"""Events on their way to the stream EVENTS: at least once, within bounds, whoever stops or dies meanwhile."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from carillon.scheduler.v1 import timer_pb2
 from cloudevents.core.formats.json import JSONFormat
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.js import JetStreamContext
-from nats.js.api import RawStreamMsg
 
-from libs.errors import FailedPrecondition, ResourceExhausted, Unavailable
-from libs.ids import new_id
-from libs.jetstream import Bus, PublishFailed
-from libs.postgres import Database, Transaction
-from local.servers import NatsServer
+from libs.errors import ResourceExhausted, Unavailable
+from libs.jetstream import Bus
+from libs.postgres import Transaction
 from services.scheduler import loops_events
-from services.scheduler.events import STREAM, EventBacklog, OutgoingEvent
-from services.scheduler.loops_events import Broker, EventPublisher
-from services.scheduler.settings import SchedulerSettings
+from services.scheduler.events import STREAM, EventBacklog
+from services.scheduler.loops_events import EventPublisher
 from services.scheduler.store_events import EventStore
-from services.scheduler.store_schema import event_outbox
-from services.scheduler.stream_events import encode_event
-from services.scheduler.timer import TargetKind, Timer
 from tests.support.fixtures import OpenBus, OpenDatabase
-from tests.support.link_process import link_settings, scalar
 from tests.support.link_world import running, until
-
-ONCE: dict[str, object] = {"republish_after": timedelta(minutes=10), "republish_max": timedelta(minutes=10)}
-"""For tests of what comes once: no sweep, however slow the machine is."""
-
-NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
-FAR_OFF = timedelta(minutes=10)
-
-
-def event(*, tenant: str = "acme", event_type: str = "trial.over", payload: str = "{}") -> OutgoingEvent:
-    """What a fired timer sends."""
-    timer_id = new_id()
-    timer = Timer(
-        id=timer_id,
-        shard=0,
-        tenant=tenant,
-        entity="account",
-        type="",
-        due_at=NOON,
-        fire_at=NOON,
-        target_kind=TargetKind.EVENT,
-        target=b"",
-        sequence=1,
-        schedule_id=timer_id,
-    )
-    content = timer_pb2.EventContent(type=event_type, payload=payload)
-    return encode_event(timer, content, attempt=1, deadline=None)
-
-
-def events(count: int) -> list[OutgoingEvent]:
-    """So many, of one type."""
-    return [event() for _ in range(count)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """The table, and as many publishers over it as a test makes."""
-
-    db: Database
-
-    def publisher(self, bus: Broker, *, links: dict[str, object] | None = None, **settings: object) -> EventPublisher:
-        """A replica's publisher; it does nothing by itself."""
-        return EventPublisher(
-            db=self.db,
-            bus=bus,
-            store=EventStore(),
-            settings=SchedulerSettings().model_copy(update=settings),
-            links=link_settings(**(links or {})),
-        )
-
-    async def commit(self, publisher: EventPublisher, fired: Sequence[OutgoingEvent]) -> None:
-        """The firing's transaction; its process dies right after it, unless `publish` follows."""
-        async with self.db.transaction() as tx:
-            await publisher.insert(tx, fired)
-
-    async def fire(self, publisher: EventPublisher, fired: Sequence[OutgoingEvent]) -> None:
-        """Commit and publish."""
-        await self.commit(publisher, fired)
-        publisher.publish(fired)
-
-    async def unconfirmed(self) -> int:
-        return int(await scalar(self.db, "SELECT count(*) FROM event_outbox"))
-
-    async def until_confirmed(self) -> None:
-        """Wait until JetStream has acknowledged everything."""
-
-        async def is_empty() -> bool:
-            return await self.unconfirmed() == 0
-
-        await until(is_empty)
-
-    async def let_all_be_overdue(self) -> None:
-        """As if everything had waited for its acknowledgement for an hour."""
-        async with self.db.transaction() as tx:
-            await tx.raw.execute("UPDATE event_outbox SET published_at = published_at - interval '1 hour'")
+from tests.support.scheduler_events import (
+    ONCE,
+    World,
+    event,
+    event_world,
+    events,
+    ids,
+    ids_of,
+    jetstream,
+    stored,
+    stream_exists,
+)
 
 
 @pytest.fixture
 async def world(open_database: OpenDatabase) -> World:
-    """The table in a fresh database."""
-    db = await open_database("scheduler")
-    async with db.transaction() as tx:
-        await tx.conn.run_sync(event_outbox.create)
-    return World(db=db)
-
-
-@asynccontextmanager
-async def jetstream(url: str) -> AsyncIterator[JetStreamContext]:
-    """A business service's connection, or an administrator's: plain JetStream."""
-    client = Client()
-    await client.connect(url)
-    try:
-        yield client.jetstream()
-    finally:
-        await client.close()
-
-
-async def stored(url: str, stream: str = STREAM) -> list[RawStreamMsg]:
-    """Everything in the stream, in order."""
-    async with jetstream(url) as js:
-        state = (await js.stream_info(stream)).state
-        return [await js.get_msg(stream, seq) for seq in range(state.first_seq, state.last_seq + 1)]
-
-
-def ids(messages: Sequence[RawStreamMsg | Msg]) -> list[str]:
-    """The CloudEvents' ids, sorted."""
-    return sorted(JSONFormat().read(None, one.data or b"").get_id() for one in messages)
-
-
-def ids_of(fired: Sequence[OutgoingEvent]) -> list[str]:
-    """The same of what was fired."""
-    return sorted(str(one.id) for one in fired)
+    """The outbox of events in a fresh database."""
+    return await event_world(open_database)
 
 
 async def test_a_business_service_takes_what_it_filters_for(world: World, bus: Bus, nats_url: str) -> None:
@@ -151,7 +45,7 @@ async def test_a_business_service_takes_what_it_filters_for(world: World, bus: B
     wanted = [event(event_type="trial.over", payload='{"plan": "pro"}'), event(event_type="trial.reminder")]
     others = [event(event_type="trial"), event(event_type="payment.due"), event(tenant="other")]
     async with running(publisher.run()), jetstream(nats_url) as js:
-        await until(lambda: _exists(js))
+        await until(lambda: stream_exists(js))
         consumer = await js.pull_subscribe("carillon.events.acme.trial.*", durable="billing", stream=STREAM)
         await world.fire(publisher, [*others, *wanted])
         await world.until_confirmed()
@@ -164,10 +58,6 @@ async def test_a_business_service_takes_what_it_filters_for(world: World, bus: B
     assert {one.header["Content-Type"] for one in messages if one.header} == {"application/cloudevents+json"}
     (over,) = [one for one in messages if one.subject == "carillon.events.acme.trial.over"]
     assert JSONFormat().read(None, over.data).get_data() == {"plan": "pro"}
-
-
-async def _exists(js: JetStreamContext) -> bool:
-    return STREAM in {info.config.name for info in await js.streams_info()}
 
 
 async def test_an_acknowledged_event_is_deleted_and_comes_once(world: World, bus: Bus, nats_url: str) -> None:
@@ -234,87 +124,11 @@ async def test_sweepers_of_two_replicas_share_what_is_overdue(world: World, open
     assert ids(await stored(nats_url)) == ids_of(fired)
 
 
-async def test_events_go_out_when_the_broker_is_back(world: World, open_bus: OpenBus, private_nats: NatsServer) -> None:
-    """Those published in vain, and those of a process that died; at once, however often they were swept before."""
-    bus = await open_bus("scheduler", private_nats.url)
-    publisher = world.publisher(bus, links={"republish_max": FAR_OFF})
-    first, later, orphans = events(1), events(50), events(2)
-    async with running(publisher.run()):
-        await world.fire(publisher, first)
-        await world.until_confirmed()
-        await asyncio.to_thread(private_nats.stop)
-
-        async def has_noticed() -> bool:
-            return not bus.is_connected
-
-        await until(has_noticed)
-        await world.fire(publisher, later)
-        await world.commit(publisher, orphans)
-        async with world.db.transaction() as tx:
-            await tx.raw.execute("UPDATE event_outbox SET sweeps = 20")
-        await asyncio.to_thread(private_nats.start)
-        await world.until_confirmed()
-    assert set(ids(await stored(private_nats.url))) == set(ids_of([*first, *later, *orphans]))
-
-
-async def test_a_deleted_stream_is_made_again_and_filled_with_what_is_unconfirmed(
-    world: World, bus: Bus, nats_url: str
-) -> None:
-    """Somebody's mistake with the admin tool; an acknowledged event was as durable as the stream."""
-    publisher = world.publisher(bus, links={"republish_max": FAR_OFF})
-    gone, unconfirmed, later = events(1), events(2), events(3)
-    async with running(publisher.run()), jetstream(nats_url) as js:
-        await until(lambda: _exists(js))
-        await world.fire(publisher, gone)
-        await world.until_confirmed()
-        await world.commit(publisher, unconfirmed)
-        async with world.db.transaction() as tx:
-            await tx.raw.execute("UPDATE event_outbox SET sweeps = 20")
-        assert await js.delete_stream(STREAM)
-        await world.fire(publisher, later)
-        await world.until_confirmed()
-    assert set(ids(await stored(nats_url))) == set(ids_of([*unconfirmed, *later]))
-
-
-async def test_a_wiped_broker_is_filled_with_what_is_unconfirmed(
-    world: World, open_bus: OpenBus, private_nats: NatsServer
-) -> None:
-    """The disk of JetStream is lost, with the stream."""
-    publisher = world.publisher(await open_bus("scheduler", private_nats.url), links={"republish_max": FAR_OFF})
-    fired = events(5)
-    async with running(publisher.run()):
-        await world.fire(publisher, events(1))
-        await world.until_confirmed()
-        await asyncio.to_thread(private_nats.wipe)
-        await world.fire(publisher, fired)
-        await world.until_confirmed()
-    assert set(ids(await stored(private_nats.url))) == set(ids_of(fired))
-
-
-async def test_a_foreign_stream_acknowledges_nothing(world: World, open_bus: OpenBus, private_nats: NatsServer) -> None:
-    """Its subjects overlap, so EVENTS cannot be made: events wait for it, and are not lost to where nobody looks."""
-    fired = events(2)
-    url = private_nats.url
-    bus = await open_bus("scheduler", url)
-    publisher = world.publisher(bus)
-    async with jetstream(url) as js:
-        await js.add_stream(name="FOREIGN", subjects=["carillon.>"])
-        with pytest.raises(FailedPrecondition):
-            await bus.ensure_stream(STREAM, ["carillon.events.>"], is_work_queue=False)
-        with pytest.raises(PublishFailed):
-            await bus.publish(fired[0].subject, fired[0].payload, headers=fired[0].headers, msg_id="1")
-        await world.commit(publisher, fired)
-        await js.delete_stream("FOREIGN")
-    async with running(publisher.run()):
-        await world.until_confirmed()
-    assert set(ids(await stored(url))) == set(ids_of(fired))
-
-
 async def test_a_full_stream_drops_its_oldest_and_goes_on(world: World, bus: Bus, nats_url: str) -> None:
     """INV-9: a reader that stays away must not keep everybody's timers from firing."""
     publisher = world.publisher(bus, events_max_bytes=100_000)
     async with running(publisher.run()), jetstream(nats_url) as js:
-        await until(lambda: _exists(js))
+        await until(lambda: stream_exists(js))
         fired = [event(payload=f'{{"text": "{"x" * 30_000}"}}') for _ in range(5)]  # Three fit.
         for one in fired:
             await world.fire(publisher, [one])
@@ -455,7 +269,7 @@ async def test_jetstream_takes_every_subject(
     publisher = world.publisher(bus)
     fired = [event(tenant=tenant, event_type=event_type)]
     async with running(publisher.run()), jetstream(nats_url) as js:
-        await until(lambda: _exists(js))
+        await until(lambda: stream_exists(js))
         await world.fire(publisher, fired)
         await world.until_confirmed()
         consumer = await js.pull_subscribe(fired[0].subject, durable="narrow", stream=STREAM)
