@@ -13,6 +13,7 @@ import time
 from datetime import datetime, timedelta
 from typing import Protocol, Self
 
+from libs import clock_metrics
 from libs.errors import Unavailable
 from libs.postgres import Database
 
@@ -47,6 +48,7 @@ class DatabaseClock:
         """A clock that has asked once. Raises Unavailable when Postgres does not answer."""
         clock = cls(db, resync=resync)
         await clock.measure_once()
+        clock_metrics.AGE_SECONDS.set_function(lambda: time.monotonic() - clock._origin_monotonic_s)
         return clock
 
     def now(self) -> datetime:
@@ -75,12 +77,17 @@ class DatabaseClock:
             if best is None or received_s - sent_s < best[0]:
                 best = (received_s - sent_s, row[0], (sent_s + received_s) / 2)
         assert best is not None
-        _, origin, origin_monotonic_s = best
+        round_trip_s, origin, origin_monotonic_s = best
         drift = timedelta(0)
         if self._origin is not None:
             expected = self._origin + timedelta(seconds=origin_monotonic_s - self._origin_monotonic_s)
             drift = origin - expected
         self._origin, self._origin_monotonic_s = origin, origin_monotonic_s
+        # The one place that reads the machine's clock, which decides nothing: but ids, certificates and logs are on it.
+        now = origin + timedelta(seconds=time.monotonic() - origin_monotonic_s)
+        clock_metrics.DRIFT_SECONDS.set(time.time() - now.timestamp())  # noqa: TID251 - it is what is measured.
+        clock_metrics.CORRECTION_SECONDS.set(drift.total_seconds())
+        clock_metrics.UNCERTAINTY_SECONDS.set(round_trip_s / 2)
         return drift
 
     async def run(self) -> None:

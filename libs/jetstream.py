@@ -21,23 +21,23 @@ from typing import Any, Self
 
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 from nats.js import errors as js_errors
 from nats.js.api import ConsumerConfig, Header, StreamConfig
 
 from libs.errors import FailedPrecondition, Unavailable
+from libs.jetstream_metrics import CONNECTED, RECONNECTS
 from libs.jetstream_options import RECONNECT_MAX_S, connection_options
 from libs.jetstream_pull import Message, Pull
 from libs.jetstream_streams import create_or_update, stream_config
+from libs.jetstream_subscribed import Subscribed
 from libs.settings import NatsSettings
 
 __all__ = ["Bus", "Message", "PublishFailed", "Published"]
 
 log = logging.getLogger(__name__)
 
-_API_TIMEOUT_S = 5.0
+_API_TIMEOUT_S = 2.0  # What a cluster is asked while it elects a leader is never answered; asking again is.
 _CANNOT_UPDATE = 10052  # "stream configuration update can not change …", with code 500
 _ERRORS = (nats.errors.Error, OSError, TimeoutError)
 
@@ -76,7 +76,7 @@ class Bus:
         self._epoch = 0
         self._streams: dict[str, _Stream] = {}
         self._stream_lock = asyncio.Lock()
-        self._subscriptions: dict[int, _Subscribed] = {}
+        self._subscriptions: dict[int, Subscribed] = {}
         self._pulls: set[Pull] = set()
         self._hooks: list[Callable[[str], Awaitable[None]]] = []
         self._restoring: asyncio.Task[None] | None = None
@@ -89,6 +89,7 @@ class Bus:
         Returns after `connect_timeout` also without a connection, which is then made as soon as NATS is there.
         """
         bus = cls(settings, name)
+        CONNECTED.set_function(lambda: bus.is_connected)
         bus._keeper = asyncio.create_task(bus._keep_connected(), name="nats connection")
         try:
             await bus.wait_connected(settings.connect_timeout)
@@ -172,7 +173,7 @@ class Bus:
         async with self._stream_lock:
             try:
                 async with self._while_connected():
-                    created_at = await create_or_update(self._jetstream(), stream.config)
+                    created_at = await create_or_update(self._jetstream, stream.config)
             except _ERRORS as err:
                 if isinstance(err, js_errors.APIError) and (err.code == 400 or err.err_code == _CANNOT_UPDATE):
                     raise FailedPrecondition(f"The stream {name} cannot be changed: {err.description}") from err
@@ -229,7 +230,7 @@ class Bus:
         With `queue`, one of its members gets each message. What the callback raises is logged. Returns a function that
         ends the subscription.
         """
-        subscribed = _Subscribed(subject, queue or "", callback)
+        subscribed = Subscribed(subject, queue or "", callback)
         self._subscriptions[id(subscribed)] = subscribed
         if self._client is not None and self.is_connected:
             await subscribed.start(self._client)
@@ -332,6 +333,7 @@ class Bus:
     async def _on_connected(self, client: Client, *, is_new: bool) -> None:
         self._epoch += 1
         self._connected.set()
+        RECONNECTS.inc(self._epoch > 1)
         log.info("Connected to NATS.", extra={"server": client.connected_url.netloc if client.connected_url else ""})
         if is_new:  # A reconnected client has its subscriptions still.
             for subscribed in list(self._subscriptions.values()):
@@ -374,27 +376,3 @@ class Bus:
                 await self.restore_stream(name)
             except (Unavailable, FailedPrecondition) as err:
                 log.warning("A stream could not be restored.", extra={"stream": name, "error": str(err)})
-
-
-class _Subscribed:
-    """A plain subscription that is made again on a new client."""
-
-    def __init__(self, subject: str, queue: str, callback: Callable[[bytes], Awaitable[None]]) -> None:
-        self._subject = subject
-        self._queue = queue
-        self._callback = callback
-        self._current: Subscription | None = None
-
-    async def start(self, client: Client) -> None:
-        self._current = await client.subscribe(self._subject, self._queue, cb=self._on_message)
-
-    async def end(self) -> None:
-        if self._current is not None:
-            with suppress(*_ERRORS):
-                await self._current.unsubscribe()
-
-    async def _on_message(self, message: Msg) -> None:
-        try:
-            await self._callback(message.data)
-        except Exception:  # Outermost frame of a message nobody else waits for.
-            log.exception("A message was not handled.", extra={"subject": message.subject})

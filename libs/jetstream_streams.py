@@ -1,13 +1,15 @@
 """What our streams are like, and how one comes to be so."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from nats.js import JetStreamContext
 from nats.js import errors as js_errors
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+
+from libs.jetstream_metrics import STREAM_PRESENT
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +45,26 @@ def stream_config(
     )
 
 
-async def create_or_update(jetstream: JetStreamContext, wanted: StreamConfig) -> datetime | None:
+async def create_or_update(connection: Callable[[], JetStreamContext], wanted: StreamConfig) -> datetime | None:
     """When the stream that now exists was created: the broker's own word on whether it is the one we knew."""
     assert wanted.name is not None
+    is_present = STREAM_PRESENT.labels(wanted.name)
     try:
-        found = await jetstream.stream_info(wanted.name)
+        created_at = await _create_or_update(connection(), wanted, wanted.name)
+    except BaseException:
+        is_present.set(0)
+        raise
+    is_present.set(1)
+    return created_at
+
+
+async def _create_or_update(jetstream: JetStreamContext, wanted: StreamConfig, name: str) -> datetime | None:
+    try:
+        found = await jetstream.stream_info(name)
     except js_errors.NotFoundError:
         return (await jetstream.add_stream(wanted)).created
-    differs = {name: getattr(wanted, name) for name in _OURS if getattr(wanted, name) != getattr(found.config, name)}
+    differs = {one: getattr(wanted, one) for one in _OURS if getattr(wanted, one) != getattr(found.config, one)}
     if not differs:
         return found.created
-    log.info("Updating a stream.", extra={"stream": wanted.name, "fields": sorted(differs)})
+    log.info("Updating a stream.", extra={"stream": name, "fields": sorted(differs)})
     return (await jetstream.update_stream(replace(found.config, **differs))).created

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import chain, islice
 from typing import Any, Self, cast
 
@@ -30,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from libs.errors import Unavailable
+from libs.postgres_pool import TRANSIENT_ERRORS, CountingPool, note_opened, show_pool
 from libs.settings import PostgresSettings
 
 RawConnection = psycopg.AsyncConnection[tuple[Any, ...]]
@@ -71,17 +73,25 @@ class Database:
         self._probes: set[asyncio.Task[bool]] = set()
 
     @classmethod
-    async def connect(cls, settings: PostgresSettings, schema: str) -> Self:
-        """Open the pool and prove that it works. Raises Unavailable when Postgres cannot be reached."""
+    async def connect(cls, settings: PostgresSettings, schema: str, *, on_connect: Sequence[str] = ()) -> Self:
+        """Open the pool and prove that it works. Raises Unavailable when Postgres cannot be reached.
+
+        `on_connect` are statements that run on every new connection before anything else, in a transaction.
+        """
         engine = create_async_engine(
             engine_url(settings),
             connect_args=connect_args(settings, schema),
+            poolclass=CountingPool,
             pool_size=settings.pool_size,
             max_overflow=0,
             pool_timeout=settings.pool_timeout.total_seconds(),
             pool_use_lifo=True,  # Keeps few connections warm, and their prepared statements.
         )
         event.listen(engine.sync_engine, "checkout", _refuse_if_server_is_gone)
+        if on_connect:
+            event.listen(engine.sync_engine, "connect", partial(_prepare, on_connect))
+        event.listen(engine.sync_engine, "connect", note_opened)
+        show_pool(engine, size=settings.pool_size)
         database = cls(engine)
         try:
             async with database.read() as tx:
@@ -231,6 +241,16 @@ async def _raw(conn: AsyncConnection) -> RawConnection:
     return cast(RawConnection, (await conn.get_raw_connection()).driver_connection)
 
 
+def _prepare(statements: Sequence[str], connection: DBAPIConnection, _record: object) -> None:
+    cursor = connection.cursor()
+    try:
+        for statement in statements:
+            cursor.execute(statement)
+    finally:
+        cursor.close()
+    connection.commit()
+
+
 def _refuse_if_server_is_gone(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
     raw = record.driver_connection
     if not isinstance(raw, psycopg.AsyncConnection):
@@ -253,6 +273,7 @@ def _passing_errors_as_unavailable() -> Iterator[None]:
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise asyncio.CancelledError from error
         if is_transient(error):
+            TRANSIENT_ERRORS.inc()
             cause = error.orig if isinstance(error, exc.DBAPIError) else error  # Without SQLAlchemy's link to its docs.
             raise Unavailable(f"Postgres cannot do this now: {cause}", reason="POSTGRES_UNAVAILABLE") from error
         raise

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError
-from opentelemetry.trace import Span
+from opentelemetry.trace import INVALID_SPAN, Span
 
 from libs.auth import Authenticator, Metadata
 from libs.errors import (
@@ -36,6 +36,7 @@ from libs.rpc_context import Call, Deadline, Principal, enter_call
 from libs.rpc_errors import InternalError, code_of, status_of
 from libs.rpc_metrics import RpcMetrics
 from libs.settings import GrpcSettings
+from libs.telemetry.exemplars import exemplar_of
 from libs.telemetry.logs import get_logger
 from libs.telemetry.traces import note_status, server_span
 
@@ -121,6 +122,7 @@ class Calls:
     async def _run(self, method: Method, context: Context, work: Callable[[], Awaitable[T]]) -> T:
         """One call from arrival to status: the outermost frame of every handler."""
         started, code = time.perf_counter(), grpc.StatusCode.UNKNOWN
+        span: Span = INVALID_SPAN
         self._metrics.started(method.service, method.name)
         try:
             with server_span(method.service, method.name, _carrier(context)) as span:
@@ -141,7 +143,8 @@ class Calls:
                     note_status(span, code)
             await context.abort_with_status(status_of(error))
         finally:
-            self._metrics.ended(method.service, method.name, code=code, seconds=time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._metrics.ended(method.service, method.name, code=code, seconds=seconds, exemplar=exemplar_of(span))
 
     async def _answer(self, method: Method, context: Context, work: Callable[[], Awaitable[T]], span: Span) -> T:
         if method.is_open:

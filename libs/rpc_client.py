@@ -54,13 +54,18 @@ def connect(
     tls: ClientTls | None = None,
     max_message_bytes: int = 4 << 20,
     retried: Sequence[str] = (),
+    is_many: bool = False,
 ) -> grpc.aio.Channel:
     """A channel; connects when first used. Close it, or use it as `async with`.
 
     A callable `token` is asked before each call, for tokens that are replaced in their file. `retried` holds full
     names, `carillon.intake.v1.IntakeService` or with `/Method`; those are tried up to four times when UNAVAILABLE.
+
+    `is_many`: the address stands for each of several processes (`dns:///` of a headless Service, `ipv4:` with several),
+    and not for something in front of them. Then health is watched, and a process that is about to stop gets no more
+    calls from the moment it says so (CARILLON_GRPC_DRAIN_DELAY); with one address there would be nobody else to call.
     """
-    options = _options(max_message_bytes, retried)
+    options = _options(max_message_bytes, _service_config(retried, is_many=is_many))
     interceptors = _interceptors(_Credential(token, tenant))
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
@@ -93,7 +98,7 @@ def refusal_of(error: grpc.RpcError) -> Refusal:
     )
 
 
-def _options(max_message_bytes: int, retried: Sequence[str]) -> list[tuple[str, Any]]:
+def _options(max_message_bytes: int, service_config: dict[str, object]) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
@@ -104,13 +109,15 @@ def _options(max_message_bytes: int, retried: Sequence[str]) -> list[tuple[str, 
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 5_000),
-        ("grpc.service_config", json.dumps(_service_config(retried))),
+        ("grpc.service_config", json.dumps(service_config)),
     ]
 
 
-def _service_config(retried: Sequence[str]) -> dict[str, object]:
-    """Retries as in gRFC A6, with round robin over all addresses of a name."""
+def _service_config(retried: Sequence[str], *, is_many: bool) -> dict[str, object]:
+    """Retries as in gRFC A6, with round robin over all addresses of a name; health as in A17."""
     config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if is_many:
+        config["healthCheckConfig"] = {"serviceName": ""}
     if not retried:
         return config
     names = [

@@ -1,6 +1,7 @@
 """How the calls of a gRPC server are counted and timed.
 
 Labels are bounded: service and method come from the contract, never from the wire, and code from gRPC's seventeen.
+Not `service`: Prometheus gives its targets a label of that name where it finds them through the operator.
 """
 
 from collections.abc import Iterable
@@ -9,16 +10,18 @@ from functools import cache
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from libs.telemetry.exemplars import Exemplar
+
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-# What alerts are written on: these exist from the start, at 0, so that the first one is seen as an increase.
+# What handlers and interceptors answer with: these exist from the start, at 0, so that the first one is seen as an
+# increase. UNKNOWN, OUT_OF_RANGE and DATA_LOSS nobody answers with.
 _ALWAYS_THERE = (
-    grpc.StatusCode.OK,
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.INTERNAL,
+    *(grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.INVALID_ARGUMENT),
+    *(grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS),
+    *(grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION),
+    *(grpc.StatusCode.ABORTED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL),
+    *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED),
 )
 
 
@@ -29,18 +32,18 @@ class RpcMetrics:
         self._requests = Counter(
             "carillon_rpc_requests_total",
             "Calls answered, by their status code.",
-            ("service", "method", "code"),
+            ("rpc_service", "method", "code"),
             registry=registry,
         )
         self._duration = Histogram(
             "carillon_rpc_duration_seconds",
             "Time from a call's arrival at the handler to its end; of a stream, the whole stream.",
-            ("service", "method"),
+            ("rpc_service", "method"),
             buckets=_BUCKETS,
             registry=registry,
         )
         self._in_flight = Gauge(
-            "carillon_rpc_in_flight", "Calls being answered now.", ("service", "method"), registry=registry
+            "carillon_rpc_in_flight", "Calls being answered now.", ("rpc_service", "method"), registry=registry
         )
         # Finding a series by its labels costs more than changing it; there are few.
         self._requests_of = cache(self._requests.labels)
@@ -59,8 +62,10 @@ class RpcMetrics:
         """A call has arrived."""
         self._in_flight_of(service, method).inc()
 
-    def ended(self, service: str, method: str, *, code: grpc.StatusCode, seconds: float) -> None:
-        """A call that had started is over."""
+    def ended(
+        self, service: str, method: str, *, code: grpc.StatusCode, seconds: float, exemplar: Exemplar | None = None
+    ) -> None:
+        """A call that had started is over; `exemplar` leads to its trace."""
         self._in_flight_of(service, method).dec()
         self._requests_of(service, method, code.name).inc()
-        self._duration_of(service, method).observe(seconds)
+        self._duration_of(service, method).observe(seconds, exemplar)

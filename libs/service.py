@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, disable_created_metrics
 
 from libs import migrations
 from libs.clock import Clock, DatabaseClock
@@ -25,10 +25,12 @@ from libs.errors import FailedPrecondition
 from libs.ids import new_id
 from libs.jetstream import Bus
 from libs.lifecycle import Lifecycle, run
+from libs.links import metrics as link_metrics
 from libs.links.backlog_rpc import backlog_servicer
 from libs.links.dead_rpc import dead_frame_servicer
 from libs.links.receiver import Apply, Receiver
 from libs.links.sender import Sender
+from libs.links.sequence import RAISE_SEQUENCE
 from libs.links.status_rpc import status_servicer
 from libs.postgres import Database
 from libs.rpc import Servicer, build_server
@@ -46,7 +48,7 @@ from libs.settings import (
 )
 from libs.telemetry.http import TelemetryHttp, add_build_info
 from libs.telemetry.logs import configure_logs
-from libs.telemetry.traces import Traces
+from libs.telemetry.traces_export import Traces
 from libs.test_clock import TestClock
 
 log = logging.getLogger(__name__)
@@ -105,9 +107,18 @@ class Build(Protocol[SettingsT]):  # type: ignore[misc]
 
 
 def main(
-    *, service: str, receivers: Sequence[str], settings: type[SettingsT], build: Build[SettingsT], directory: Path
+    *,
+    service: str,
+    receivers: Sequence[str],
+    senders: Sequence[str],
+    settings: type[SettingsT],
+    build: Build[SettingsT],
+    directory: Path,
 ) -> NoReturn:
-    """The `__main__` of a service: `serve` (default) or `migrate`. `directory` is its own, with migrations/."""
+    """The `__main__` of a service: `serve` (default) or `migrate`. `directory` is its own, with migrations/.
+
+    `receivers` and `senders` are the services that it sends frames to and gets frames from.
+    """
     command = sys.argv[1] if len(sys.argv) > 1 else "serve"
     if command == "migrate":
         _migrate(service, directory / "migrations")
@@ -116,6 +127,9 @@ def main(
         raise SystemExit(2)
     loaded = load_or_exit(settings)
     configure_logs(loaded.telemetry, service=service)
+    # They would be a series more for each counter, and say no more than the process's start does.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    link_metrics.know(receivers=[*receivers, service], senders=senders)
     run(lambda: _serve(service, receivers, loaded, build, directory / "migrations"))
 
 
@@ -137,9 +151,9 @@ async def _serve(
 ) -> None:
     _refuse_old_schema(service, settings.postgres, directory)
     async with Lifecycle(settings.grpc.drain_timeout) as life:
-        await life.enter(Traces(settings.telemetry, service=service, version=_version()))
-        db = await life.enter(_closing(await Database.connect(settings.postgres, service)))
         replica = f"{socket.gethostname()}-{os.getpid()}-{new_id().hex[-6:]}"
+        await life.enter(Traces(settings.telemetry, service=service, version=_version(), instance=replica))
+        db = await life.enter(_closing(await _connect_database(service, settings.postgres)))
         bus = await life.enter(_closing(await Bus.connect(settings.nats, f"carillon-{service}-{replica}")))
         clock = await _start_clock(life, db, settings)
         sender = Sender(db=db, bus=bus, service=service, replica=replica, receivers=receivers, settings=settings.links)
@@ -177,6 +191,10 @@ async def _serve(
         _calm_collector()
         log.info("Ready.", extra={"replica": replica, "grpc": server.address})
         await life.run_until_signalled()
+
+
+async def _connect_database(service: str, settings: PostgresSettings) -> Database:
+    return await Database.connect(settings, service, on_connect=RAISE_SEQUENCE)
 
 
 def _calm_collector() -> None:

@@ -25,6 +25,7 @@ What can fail, and what happens then:
 | receiver dies after commit, before the receipt | frame comes again, has no effects, gets the same receipt |
 | receipt is lost | the same |
 | frame can never be applied | `dead_frame` at the receiver, receipted as dead; `DeadFrameService` sends it anew |
+| Postgres goes back in time, JetStream does not | its frames are applied; what is new counts as later (`sequence.py`) |
 | frame comes back after the inbox forgot it | dead: its own id says that it is older than `inbox_retention` |
 
 The sender's replica that committed waits for the receipt where a caller asked for APPLIED (`Sender.wait`).

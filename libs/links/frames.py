@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from msgspec import Struct
 
 from libs.ids import new_id
+from libs.trace_points import NOWHERE, Point, carrier_at
 from libs.wire_format import length, number_tag_of, tag_of, varint
 
 MAX_FRAME_ENTRIES = 1_000
@@ -25,9 +26,12 @@ _ZLIB = 0x78
 """The first byte of a compressed frame; one that is not begins with its id's tag."""
 
 REPLY_HEADER = "Carillon-Reply"
+TRACES_HEADER = "Carillon-Traces"
+"""Says that entries have traces of their own: most frames have one for all of them, in the headers, or none."""
 
 _ENTRIES = tag_of(link_pb2.Frame, "entries")
 _SEQUENCE = number_tag_of(link_pb2.Entry, "sequence")
+_TRACE = tag_of(link_pb2.Entry, "trace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +47,15 @@ class OutgoingFrame:
 
 
 class Addressed(Struct, frozen=True, kw_only=True):
-    """One entry and where it goes; `partition` is the scheduler's shard, 0 for everybody else."""
+    """One entry and where it goes; `partition` is the scheduler's shard, 0 for everybody else.
+
+    `trace` is what caused it, where that is not what the whole frame's headers name.
+    """
 
     receiver: str
     entry: link_pb2.Entry
     partition: int = 0
+    trace: Point = NOWHERE
 
 
 class Encoded(Struct, kw_only=True, gc=False):
@@ -56,6 +64,7 @@ class Encoded(Struct, kw_only=True, gc=False):
     receiver: str
     body: bytes
     partition: int = 0
+    trace: Point = NOWHERE
 
 
 Outgoing = Addressed | Encoded
@@ -88,8 +97,12 @@ def pack(
     """Pack entries into as few frames as bounds allow, keeping their order within each receiver and partition.
 
     Returns the frames, and one position per entry in the order given. An entry that alone is larger than a frame gets a
-    frame of its own; callers bound their entries far below that.
+    frame of its own; callers bound their entries far below that. What the entries say of their traces goes before what
+    the headers say: into the headers where all say the same, else with each.
     """
+    addressed = list(addressed)
+    if (traces := {one.trace for one in addressed}) != _UNTRACED:
+        headers = _with_traces(addressed, traces, headers)
     routes: dict[tuple[str, int], list[tuple[int, bytes]]] = {}
     count = 0
     for one in addressed:
@@ -123,6 +136,20 @@ def pack(
                 )
             )
     return frames, [position for position in positions if position is not None]
+
+
+_UNTRACED = {NOWHERE}
+
+
+def _with_traces(addressed: Sequence[Outgoing], traces: set[Point], headers: dict[str, str]) -> dict[str, str]:
+    if len(traces) <= 1:
+        return {**headers, **(carrier_at(*traces) if traces else {})}
+    for one in addressed:
+        if isinstance(one, Encoded):
+            one.body += b"".join((_TRACE, length(one.trace), one.trace))
+        else:
+            one.entry.trace = one.trace
+    return {**headers, TRACES_HEADER: "entries"}
 
 
 def _chunks(numbered: Sequence[tuple[int, bytes]]) -> Iterator[Sequence[tuple[int, bytes]]]:
@@ -177,6 +204,11 @@ def stream_name(receiver: str) -> str:
 def subject_of(receiver: str, partition: int) -> str:
     """Where frames for a partition of `receiver` are published."""
     return f"carillon.link.{receiver}.{partition}"
+
+
+def destination_of(receiver: str) -> str:
+    """All of them, as spans call them."""
+    return f"carillon.link.{receiver}"
 
 
 def all_subjects(receiver: str) -> str:

@@ -14,7 +14,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
@@ -22,12 +22,32 @@ from uuid import UUID
 from carillon.link.v1 import link_pb2
 
 from libs.errors import InvalidArgument, Unavailable
-from libs.ids import derived_id, id_floor
+from libs.ids import derived_id, id_floor, id_time
 from libs.links import dead, inbox, metrics
-from libs.links.frames import REPLY_HEADER, BadFrame, OutgoingFrame, all_subjects, parse_frame, stream_name
+from libs.links.frames import REPLY_HEADER, BadFrame, OutgoingFrame, all_subjects, stream_name
+from libs.links.incoming import IncomingFrame, Message, processing
 from libs.postgres import Database, Transaction, is_transient
 from libs.settings import LinkSettings
-from libs.telemetry import traces
+
+__all__ = [
+    "ACK_WAIT",
+    "MAX_ACK_PENDING",
+    "MAX_FAILURES",
+    "MAX_GROUP_ENTRIES",
+    "MAX_REASON",
+    "Admission",
+    "Applied",
+    "Apply",
+    "Broker",
+    "EntryResult",
+    "IncomingFrame",
+    "Message",
+    "PoisonFrame",
+    "Receipt",
+    "Receiver",
+    "Settlement",
+    "receipts_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -53,19 +73,6 @@ class PoisonFrame(Exception):
     """Raised by `apply`: this frame can never be applied as it is."""
 
 
-class Message(Protocol):
-    """What a receiver needs of a JetStream message."""
-
-    @property
-    def data(self) -> bytes: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    @property
-    def num_delivered(self) -> int: ...
-    async def ack(self) -> None: ...
-    async def nak(self, delay: timedelta) -> None: ...
-
-
 class Broker(Protocol):
     """What a receiver needs of NATS."""
 
@@ -74,20 +81,6 @@ class Broker(Protocol):
     def consume(
         self, stream: str, *, durable: str, filter_subject: str, batch: int, ack_wait: timedelta, max_ack_pending: int
     ) -> AsyncIterator[Sequence[Message]]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IncomingFrame:
-    """A frame as it came, with the message that carried it."""
-
-    id: UUID
-    frame: link_pb2.Frame
-    message: Message
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Trace context and reply subject."""
-        return self.message.headers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,8 +148,12 @@ class Receiver:
         if not frames:
             return
         for group in _groups(frames):
-            with metrics.APPLY_SECONDS.time():
+            with processing(self._service, group) as work, metrics.APPLY_SECONDS.time():
+                group = [replace(one, points=work.points) for one in group] if work.points else group
                 error = await self._attempt(group)
+                if error is not None:
+                    work.fail(error)
+                log.debug("Applied frames.", extra={"frames": len(group), "is_applied": error is None})
                 if error is not None and not is_transient(error) and len(group) > 1:
                     for one in group:
                         await self._settle_failure([one], await self._attempt([one]))
@@ -169,7 +166,7 @@ class Receiver:
             async with self._db.transaction() as tx:
                 known = await self.settlement.admit(tx, frames)
                 fresh = [one for one in frames if one.id in known.fresh]
-                applied = await self._apply_traced(tx, fresh) if fresh else Applied()
+                applied = await self._apply(tx, fresh) if fresh else Applied()
                 receipts = known.receipts | receipts_of(fresh, applied.results)
                 await self.settlement.keep(tx, {i: r for i, r in receipts.items() if i in known.fresh})
         except Exception as err:  # noqa: BLE001 — outermost frame of an attempt: the error decides about its frames.
@@ -178,10 +175,6 @@ class Receiver:
         applied.on_commit()
         await self.settlement.settle(frames, receipts, fresh)
         return None
-
-    async def _apply_traced(self, tx: Transaction, fresh: Sequence[IncomingFrame]) -> Applied:
-        with traces.consumer_span(f"{self._service} apply", [one.headers for one in fresh]):
-            return await self._apply(tx, fresh)
 
     async def _settle_failure(self, frames: Sequence[IncomingFrame], error: Exception | None) -> None:
         if error is not None:
@@ -214,14 +207,14 @@ class Settlement:
         frames: dict[UUID, IncomingFrame] = {}
         for message in messages:
             try:
-                frame_id, frame = parse_frame(message.data, receiver=self._service)
+                one = IncomingFrame.of(message, receiver=self._service)
             except BadFrame as err:
                 await self._bury_garbage(message, str(err))
                 continue
-            if frame_id in frames:
+            if one.id in frames:
                 await message.ack()  # The same frame is in hand already.
                 continue
-            frames[frame_id] = IncomingFrame(id=frame_id, frame=frame, message=message)
+            frames[one.id] = one
         return list(frames.values())
 
     async def admit(self, tx: Transaction, frames: Sequence[IncomingFrame]) -> Admission:
@@ -238,6 +231,8 @@ class Settlement:
                 one,
                 f"older than the inbox remembers ({self._settings.inbox_retention}); it may have been applied before",
             )
+        for one in (one for one in frames if one.id in fresh):
+            metrics.come_from(one.frame.sender).took(fresh[one.id] - id_time(one.id))
         return Admission(fresh=frozenset(fresh.keys() - {one.id for one in too_old}), receipts=receipts)
 
     async def keep(self, tx: Transaction, receipts: Mapping[UUID, link_pb2.Receipt]) -> None:
@@ -249,15 +244,16 @@ class Settlement:
     ) -> None:
         """After the commit: ack JetStream, then send the receipts, grouped by who waits for them."""
         for one in fresh:
-            metrics.APPLIED_FRAMES.labels(one.frame.sender).inc()
-            metrics.APPLIED_ENTRIES.labels(one.frame.sender).inc(len(one.frame.entries))
+            inbound = metrics.come_from(one.frame.sender)
+            inbound.applied_frames.inc()
+            inbound.applied_entries.inc(len(one.frame.entries))
         fresh_ids = {one.id for one in fresh}
         replies: defaultdict[str, list[link_pb2.Receipt]] = defaultdict(list)
         for one in frames:
             receipt = receipts[one.id]
             self._failures.pop(one.id, None)
             if one.id not in fresh_ids and receipt.verdict == inbox.APPLIED:
-                metrics.DUPLICATE_FRAMES.labels(one.frame.sender).inc()
+                metrics.come_from(one.frame.sender).duplicate_frames.inc()
             await one.message.ack()
             if reply := one.headers.get(REPLY_HEADER):
                 replies[reply].append(receipt)
@@ -273,7 +269,7 @@ class Settlement:
             ):
                 await self._bury_alone(one, error)
                 continue
-            metrics.DEFERRED_FRAMES.labels(one.frame.sender).inc()
+            metrics.come_from(one.frame.sender).deferred_frames.inc()
             log.warning(
                 "A frame was not applied and will come again.",
                 extra={"frame_id": str(one.id), "deliveries": deliveries, "error": repr(error)},
@@ -342,7 +338,7 @@ class Settlement:
             deliveries=one.message.num_delivered,
         )
         await inbox.keep_results(tx, {one.id: receipt})
-        metrics.DEAD_FRAMES.labels(one.frame.sender).inc()
+        metrics.come_from(one.frame.sender).dead_frames.inc()
         log.error(
             "A frame was put aside.", extra={"frame_id": str(one.id), "sender": one.frame.sender, "reason": reason}
         )
@@ -366,7 +362,7 @@ class Settlement:
             log.warning("Something that is no frame could not be put aside; it will come again.", exc_info=True)
             await message.nak(timedelta(seconds=1))
             return
-        metrics.DEAD_FRAMES.labels("unknown").inc()
+        metrics.come_from("").dead_frames.inc()
         log.error("Something that is no frame was put aside.", extra={"reason": reason})
         await message.ack()
 

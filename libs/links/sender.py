@@ -21,6 +21,7 @@ from uuid import UUID
 
 from carillon.link.v1 import link_pb2
 from google.protobuf.message import DecodeError
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 
 from libs.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from libs.links import metrics, outbox
@@ -30,6 +31,7 @@ from libs.links.frames import (
     OutgoingFrame,
     Position,
     all_subjects,
+    destination_of,
     pack,
     receipt_subject,
     stream_name,
@@ -38,6 +40,7 @@ from libs.links.frames import (
 from libs.postgres import Database, Transaction
 from libs.settings import LinkSettings
 from libs.telemetry import traces
+from libs.trace_points import carrier_at, point_of
 
 log = logging.getLogger(__name__)
 
@@ -84,22 +87,13 @@ class Sender:
         self._has_confirmed = asyncio.Event()
         self._unconfirmed: dict[str, int] = dict.fromkeys(receivers, 0)
         self._to_republish: set[str] = set()
-        for receiver in receivers:
-            metrics.UNCONFIRMED_FRAMES.labels(receiver).set(0)
-            metrics.OLDEST_UNCONFIRMED_SECONDS.labels(receiver).set(0)
-            for counter in (
-                metrics.PUBLISHED_FRAMES,
-                metrics.PUBLISH_FAILURES,
-                metrics.REPUBLISHED_FRAMES,
-                metrics.CONFIRMED_FRAMES,
-            ):
-                counter.labels(receiver)
+        metrics.know(receivers=receivers, senders=())
 
     def pack(
         self, addressed: Iterable[Outgoing], carrier: Mapping[str, str] | None = None
     ) -> tuple[list[OutgoingFrame], list[Position]]:
         """Pack entries into frames that carry a trace, the current one by default; one position per entry, in order."""
-        return pack(self._service, addressed, traces.inject() if carrier is None else dict(carrier))
+        return pack(self._service, addressed, traces.carried() if carrier is None else dict(carrier))
 
     def check_room(self, receivers: Iterable[str]) -> None:
         """Raise ResourceExhausted when a link holds too much already (INV-9); call before accepting a command."""
@@ -191,15 +185,16 @@ class Sender:
 
     async def _publish_frame(self, frame: OutgoingFrame, msg_id: str) -> None:
         try:
-            await self._bus.publish(
-                subject_of(frame.receiver, frame.partition),
-                frame.payload,
-                headers=frame.headers | {REPLY_HEADER: self._reply_to},
-                msg_id=msg_id,
-            )
-            metrics.PUBLISHED_FRAMES.labels(frame.receiver).inc()
+            with traces.doing(_publication(frame, msg_id)) as span:
+                await self._bus.publish(
+                    subject_of(frame.receiver, frame.partition),
+                    frame.payload,
+                    headers=frame.headers | carrier_at(traces.point_in(span)) | {REPLY_HEADER: self._reply_to},
+                    msg_id=msg_id,
+                )
+            metrics.to(frame.receiver).published_frames.inc()
         except Unavailable as err:
-            metrics.PUBLISH_FAILURES.labels(frame.receiver).inc()
+            metrics.to(frame.receiver).publish_failures.inc()
             log.info(
                 "A frame was not published; the sweeper will.", extra={"frame_id": str(frame.id), "error": str(err)}
             )
@@ -233,7 +228,7 @@ class Sender:
             self._confirmed.update(frame_ids)
             raise
         for receiver, frames in confirmed.items():
-            metrics.CONFIRMED_FRAMES.labels(receiver).inc(frames)
+            metrics.to(receiver).confirmed_frames.inc(frames)
         return len(frame_ids)
 
     async def sweep_once(self) -> int:
@@ -250,7 +245,7 @@ class Sender:
         return len(due)
 
     async def _republish(self, due: outbox.DueFrame) -> None:
-        metrics.REPUBLISHED_FRAMES.labels(due.frame.receiver).inc()
+        metrics.to(due.frame.receiver).republished_frames.inc()
         # Under a new message id, or JetStream's duplicate window would swallow it.
         await self._publish_frame(due.frame, f"{due.frame.id}:{due.publishes}")
 
@@ -258,11 +253,11 @@ class Sender:
         """Read the exact backlog of every link into the gauges and `check_room`."""
         async with self._db.read() as tx:
             found = {backlog.receiver: backlog for backlog in await outbox.backlogs(tx)}
-        for receiver in {*self._receivers, *found}:
+        for receiver in {*self._unconfirmed, *found}:  # Our own, too: to it we redrive.
             backlog = found.get(receiver)
             self._unconfirmed[receiver] = backlog.frames if backlog else 0
-            metrics.UNCONFIRMED_FRAMES.labels(receiver).set(backlog.frames if backlog else 0)
-            metrics.OLDEST_UNCONFIRMED_SECONDS.labels(receiver).set(backlog.oldest_s if backlog else 0)
+            metrics.to(receiver).unconfirmed_frames.set(backlog.frames if backlog else 0)
+            metrics.to(receiver).oldest_unconfirmed_seconds.set(backlog.oldest_s if backlog else 0)
 
     async def _confirm_loop(self) -> None:
         while True:
@@ -292,3 +287,24 @@ class Sender:
         except Unavailable as err:
             log.warning("Could not %s; trying again.", what, extra={"error": str(err)})
             return None
+
+
+def _publication(frame: OutgoingFrame, msg_id: str) -> Span:
+    """The span of publishing a frame that belongs to one trace; of what belongs to several its work alone is seen."""
+    if not (point := point_of(frame.headers)):
+        return INVALID_SPAN
+    destination = destination_of(frame.receiver)
+    return traces.begin(
+        f"send {destination}",
+        parent=point,
+        kind=SpanKind.PRODUCER,
+        attributes={
+            "messaging.system": "nats",
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": destination,
+            "messaging.destination.partition.id": str(frame.partition),
+            "messaging.message.id": msg_id,
+            "carillon.entries": frame.entries,
+        },
+    )

@@ -87,6 +87,9 @@ class TelemetryHttp:
 
 
 def add_build_info(registry: CollectorRegistry, *, service: str, version: str) -> None:
-    """The metric `carillon_build_info`, always 1, whose labels say what runs."""
-    info = Gauge("carillon_build_info", "What runs; always 1.", ("service", "version", "python"), registry=registry)
+    """The metric `carillon_build_info`, always 1, whose labels say what runs.
+
+    Not `service`: Prometheus gives its targets a label of that name where it finds them through the operator.
+    """
+    info = Gauge("carillon_build_info", "What runs; always 1.", ("component", "version", "python"), registry=registry)
     info.labels(service, version, platform.python_version()).set(1)

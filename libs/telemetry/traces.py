@@ -1,28 +1,44 @@
-"""Traces: one trace follows a command through gRPC, outbox rows and NATS headers (W3C Trace Context).
+"""Traces: one trace follows a command through gRPC, outbox rows, NATS and receivers (W3C Trace Context).
 
-Without an OTLP endpoint in the settings no spans are recorded, but a caller's trace context still travels: `extract`
-and `inject` carry it on. A carrier is a plain dict of at most two short strings, `traceparent` and `tracestate`.
+What happens at once because of a call belongs to the call's trace, from the server's span to the attempt to deliver.
+What waits first (timers, windows, retries) begins a trace of its own, with links to those that caused it: a trace that
+is open for a month can be looked at by nobody. Between the two lies a `Point` (libs.trace_points), kept in the row that
+waits, or in the entry that travels.
+
+Only what a sampled trace has caused is traced: who calls decides (`trace_ratio` for callers that say nothing), and the
+decision holds for everything that follows, so stories are whole or absent. Loops that nobody has asked to run make no
+spans.
+
+Without an OTLP endpoint in the settings no spans are made, but a caller's trace context still travels.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Self
+from dataclasses import dataclass, field
 
 import grpc
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from libs.errors import CarillonError
-from libs.settings import TelemetrySettings
+from libs.trace_points import NOWHERE, Point, ids_of, point_at
+
+log = logging.getLogger(__name__)
+
+MOST_LINKS = 32
+"""Links of one span, and traces that one transaction is seen in; what is beyond is counted in LEFT_OUT."""
+
+LEFT_OUT = "carillon.links_left_out"
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _MAX_TRACESTATE = 512
+_SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 _NO_SPAN = nullcontext(INVALID_SPAN)
+_PROBES = "grpc."
+"""Health and reflection: asked all day long by nobody who wants to know."""
 _SERVER_ERRORS = (
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -32,37 +48,19 @@ _SERVER_ERRORS = (
     grpc.StatusCode.DATA_LOSS,
 )
 
-
-class Traces:
-    """The process's trace exporter, for as long as the block lasts: `async with Traces(settings, service=…):`."""
-
-    def __init__(self, settings: TelemetrySettings, *, service: str, version: str = "") -> None:
-        self._settings = settings
-        self._resource = Resource.create({"service.name": f"carillon-{service}", "service.version": version})
-        self._provider: TracerProvider | None = None
-
-    async def __aenter__(self) -> Self:
-        if self._settings.otlp_endpoint is not None:
-            self._provider = provider_of(self._settings, self._resource, _exporting_to(self._settings.otlp_endpoint))
-            trace.set_tracer_provider(self._provider)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._provider is not None:
-            self._provider.shutdown()
+Attributes = Mapping[str, str | int | bool]
 
 
-def provider_of(settings: TelemetrySettings, resource: Resource, processor: SpanProcessor) -> TracerProvider:
-    """A provider that samples as the settings say; a caller's own decision wins over the ratio."""
-    provider = TracerProvider(
-        resource=resource, sampler=ParentBased(TraceIdRatioBased(settings.trace_ratio)), shutdown_on_exit=False
-    )
-    provider.add_span_processor(processor)
-    return provider
+def is_on() -> bool:
+    """Whether spans are made in this process."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+# Contexts and points
 
 
 def inject() -> dict[str, str]:
-    """The current trace context as a carrier, for an outbox row or headers; empty when there is none."""
+    """The current trace context as a carrier, for headers; empty when there is none."""
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier)
     if len(carrier.get("tracestate", "")) > _MAX_TRACESTATE:
@@ -70,28 +68,147 @@ def inject() -> dict[str, str]:
     return carrier
 
 
+def carried() -> dict[str, str]:
+    """The same for frames, which many calls share: of a context that is not sampled nobody wants to hear again."""
+    return inject() if trace.get_current_span().get_span_context().trace_flags.sampled else {}
+
+
 def extract(carrier: Mapping[str, str]) -> otel_context.Context:
     """The trace context in a carrier; an empty one when it holds none, or nonsense."""
     return _PROPAGATOR.extract(dict(carrier), context=otel_context.Context())
+
+
+def here() -> Point:
+    """The current span's point; NOWHERE when it is not sampled, or there is none."""
+    return point_in(trace.get_current_span())
+
+
+def point_in(span: Span) -> Point:
+    """A span's point."""
+    context = span.get_span_context()
+    return point_at(context.trace_id, context.span_id) if context.trace_flags.sampled else NOWHERE
+
+
+def _span_context(point: Point) -> trace.SpanContext:
+    trace_id, span_id = ids_of(point)
+    return trace.SpanContext(trace_id, span_id, is_remote=True, trace_flags=_SAMPLED)
+
+
+def _context_at(point: Point) -> otel_context.Context:
+    return trace.set_span_in_context(NonRecordingSpan(_span_context(point)), otel_context.Context())
+
+
+# Spans
 
 
 @contextmanager
 def span(name: str, *, carrier: Mapping[str, str] | None = None, kind: SpanKind = SpanKind.INTERNAL) -> Iterator[Span]:
     """A span around a block: a child of the carrier's where one is given, else of the current one."""
     parent = None if carrier is None else extract(carrier)
-    tracer = trace.get_tracer("carillon")
-    with tracer.start_as_current_span(
-        name, context=parent, kind=kind, record_exception=False, set_status_on_exception=False
-    ) as current:
+    with doing(trace.get_tracer("carillon").start_span(name, context=parent, kind=kind)) as current:
+        yield current
+
+
+def begin(
+    name: str,
+    *,
+    parent: Point = NOWHERE,
+    causes: Iterable[Point] = (),
+    kind: SpanKind = SpanKind.INTERNAL,
+    attributes: Attributes | None = None,
+) -> Span:
+    """A span that somebody ends, with `doing` or by hand: in the parent's trace, or without one in a new trace.
+
+    It links to `causes`, each once, at most MOST_LINKS. INVALID_SPAN, which costs nothing, when spans are not made
+    here or there is neither parent nor cause.
+    """
+    distinct = [cause for cause in dict.fromkeys(causes) if cause]
+    if not (parent or distinct) or not is_on():
+        return INVALID_SPAN
+    begun = trace.get_tracer("carillon").start_span(
+        name,
+        context=_context_at(parent) if parent else otel_context.Context(),
+        kind=kind,
+        attributes=attributes,
+        links=[Link(_span_context(cause)) for cause in distinct[:MOST_LINKS]],
+    )
+    if len(distinct) > MOST_LINKS:
+        begun.set_attribute(LEFT_OUT, len(distinct) - MOST_LINKS)
+    return begun
+
+
+def doing(begun: Span) -> AbstractContextManager[Span]:
+    """Have a span be the current one during a block and end with it; what the block raises is its error."""
+    return _doing(begun) if begun is not INVALID_SPAN else _NO_SPAN
+
+
+@contextmanager
+def _doing(begun: Span) -> Iterator[Span]:
+    with trace.use_span(begun, end_on_exit=True, record_exception=False, set_status_on_exception=False):
         try:
-            yield current
-        except CarillonError as error:
-            current.set_status(Status(StatusCode.ERROR, error.reason))
-            raise
+            yield begun
         except Exception as error:
-            current.record_exception(error)
-            current.set_status(Status(StatusCode.ERROR, type(error).__name__))
+            fail(begun, error)
             raise
+
+
+def fail(begun: Span, error: Exception) -> None:
+    """Mark a span as failed. Messages of errors stay out of it: they may quote what callers sent."""
+    kind = error.reason if isinstance(error, CarillonError) else type(error).__name__
+    begun.set_attribute("error.type", kind)
+    begun.set_status(Status(StatusCode.ERROR, kind))
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is done for several traces at once. `points`: for each, where in this work it goes on."""
+
+    spans: list[Span] = field(default_factory=list)
+    points: Mapping[Point, Point] = field(default_factory=dict)
+
+    def fail(self, error: Exception) -> None:
+        """It has failed, for all of them."""
+        for one in self.spans:
+            fail(one, error)
+
+
+_UNSEEN = Work()
+
+
+@contextmanager
+def working(
+    name: str, points: Iterable[Point], *, kind: SpanKind = SpanKind.CONSUMER, attributes: Attributes | None = None
+) -> Iterator[Work]:
+    """One span for each trace in which a block of work is done, at most MOST_LINKS; `points` is one for each piece.
+
+    Where all pieces have the same one, its span is the current one: otherwise a log line would name somebody else's.
+    """
+    distinct = dict.fromkeys(points)
+    traced = [point for point in distinct if point]
+    if not traced:
+        yield _UNSEEN
+        return
+    if not is_on():
+        with _passing_on(traced[0]) if len(distinct) == 1 else nullcontext():
+            yield _UNSEEN
+        return
+    seen = traced[:MOST_LINKS]
+    given = {**(attributes or {}), **({LEFT_OUT: len(traced) - len(seen)} if len(traced) > len(seen) else {})}
+    spans = [begin(name, parent=point, kind=kind, attributes=given) for point in seen]
+    work = Work(spans, {point: point_in(one) for point, one in zip(seen, spans, strict=True)})
+    try:
+        with trace.use_span(spans[0], end_on_exit=False) if len(distinct) == 1 else nullcontext():
+            yield work
+    finally:
+        for one in spans:
+            one.end()
+
+
+def _passing_on(point: Point) -> AbstractContextManager[Span]:
+    return trace.use_span(NonRecordingSpan(_span_context(point)), end_on_exit=False)
+
+
+# gRPC
 
 
 def server_span(service: str, method: str, carrier: Mapping[str, str]) -> AbstractContextManager[Span]:
@@ -99,8 +216,8 @@ def server_span(service: str, method: str, carrier: Mapping[str, str]) -> Abstra
 
     Where no traces are made, and the caller has none to be passed on, it costs nothing: a tenth of a short call else.
     """
-    is_off = isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-    return _NO_SPAN if is_off and not carrier else _server_span(service, method, carrier)
+    is_unseen = service.startswith(_PROBES) or not (carrier or is_on())
+    return _NO_SPAN if is_unseen else _server_span(service, method, carrier)
 
 
 @contextmanager
@@ -109,19 +226,7 @@ def _server_span(service: str, method: str, carrier: Mapping[str, str]) -> Itera
         current.set_attribute("rpc.system", "grpc")
         current.set_attribute("rpc.service", service)
         current.set_attribute("rpc.method", method)
-        yield current
-
-
-@contextmanager
-def consumer_span(name: str, carriers: Iterable[Mapping[str, str]]) -> Iterator[Span]:
-    """The span of work on a group of messages: a child of their one trace, or linked to the several they belong to."""
-    contexts = {tuple(sorted(carrier.items())): extract(carrier) for carrier in carriers if "traceparent" in carrier}
-    parents = [trace.get_current_span(context).get_span_context() for context in contexts.values()]
-    parent = next(iter(contexts.values())) if len(contexts) == 1 else otel_context.Context()
-    links = [Link(one) for one in parents] if len(parents) > 1 else []
-    with trace.get_tracer("carillon").start_as_current_span(
-        name, context=parent, kind=SpanKind.CONSUMER, links=links
-    ) as current:
+        log.debug("A call has come.", extra={"method": f"{service}/{method}"})
         yield current
 
 
@@ -130,11 +235,3 @@ def note_status(current: Span, code: grpc.StatusCode) -> None:
     current.set_attribute("rpc.grpc.status_code", code.value[0])
     if code in _SERVER_ERRORS:
         current.set_status(Status(StatusCode.ERROR, code.name))
-
-
-def _exporting_to(endpoint: str) -> SpanProcessor:
-    # Imported here because it loads a gRPC exporter that most processes do not need.
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://")))

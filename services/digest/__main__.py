@@ -10,6 +10,7 @@ if __name__ == "__main__":
     main(
         service="digest",
         receivers=("scheduler", "dispatcher"),
+        senders=("intake", "scheduler", "dispatcher"),
         settings=DigestServiceSettings,
         build=build,
         directory=Path(__file__).parent,

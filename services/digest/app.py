@@ -10,6 +10,7 @@ from services.digest import (
     store_rendering,
     store_stories,
     store_subscribers,
+    store_traces,
     store_views,
     store_windows,
 )
@@ -46,6 +47,7 @@ async def build(runtime: Runtime, settings: DigestServiceSettings) -> Service:
             db=runtime.db,
             claims=aside,
             store=store_rendering,
+            traced=store_traces,
             press=press,
             post=Post(sender=runtime.sender, windows=store_windows),
             timers=timers,

@@ -9,13 +9,15 @@ from uuid import UUID
 from msgspec import Struct
 
 from libs.ids import derived_id
+from libs.trace_points import NOWHERE, Point
 from services.digest.catalog import ItemState, Priority
 
 
 class Notification(Struct, frozen=True, kw_only=True, gc=False):
     """One thing that happened. `sequence` orders it against cancels; 0: none of them came before it.
 
-    They come by the thousand, and a Struct is made in a fifth of the time that a frozen dataclass takes.
+    They come by the thousand, and a Struct is made in a fifth of the time that a frozen dataclass takes. `trace`, here
+    and below: what caused it, where that is traced.
     """
 
     tenant: str
@@ -34,6 +36,7 @@ class Notification(Struct, frozen=True, kw_only=True, gc=False):
     timeline: str = ""
     sequence: int = 0
     priority: Priority = Priority.NORMAL
+    trace: Point = NOWHERE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,7 @@ class Close:
     tenant: str
     window_id: UUID
     due_at: datetime
+    trace: Point = NOWHERE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,7 @@ class Trigger:
     batch: str
     start_at: datetime | None
     end_at: datetime
+    trace: Point = NOWHERE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +90,7 @@ class WindowTimer(Struct, frozen=True, kw_only=True, gc=False):
     tenant: str
     window_id: UUID
     due_at: datetime
+    trace: Point = NOWHERE
 
     @property
     def id(self) -> UUID:
@@ -125,6 +131,14 @@ class Cancelled:
 
     items: int = 0
     already_left: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Woken:
+    """What windows' timers did: those to be asked for `again`, and how many windows of batches closed untriggered."""
+
+    again: Sequence[WindowTimer] = ()
+    batch_windows: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,19 +16,25 @@ from libs.clock import Clock
 from libs.errors import Unavailable
 from libs.links.frames import OutgoingFrame
 from libs.postgres import Database, Transaction
+from libs.telemetry import traces
 from libs.telemetry.logs import get_logger
+from libs.trace_points import Point
 from services.digest import metrics
 from services.digest.catalog import ItemState
 from services.digest.commands import WindowTimer
+from services.digest.loops_traces import Making
 from services.digest.rendering_jobs import Job, Message, Rendered, Source
 from services.digest.settings import DigestSettings
 from services.digest.templates import TemplateKey
+from services.digest.views import WindowBacklog
 from services.digest.windows import Closed, ClosingWindow, closed_by, held_until, job_of, without_rendering
 
 log = get_logger(__name__)
 
 _HOUSEKEEPING_S: Final = 60.0
 _STATS_S: Final = 15.0
+_REST: Final = 50.0  # Of a connection it takes a fiftieth at most,
+_LONGEST_REST_S: Final = 30.0  # where that leaves gauges no older than this.
 _FORGET_ROWS: Final = 10_000
 _HAND_OVER_CHARACTERS: Final = 6_000_000  # Of what is rendered: more than a batch of usual digests has.
 
@@ -72,6 +78,12 @@ class ClosingStore(Protocol):
     async def finish(self, tx: Transaction, closed: Sequence[Closed], *, now: datetime) -> None: ...
 
 
+class TraceStore(Protocol):
+    """See store_traces."""
+
+    async def causes(self, tx: Transaction, window_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[Point]]: ...
+
+
 class Alarm:
     """Wakes all closing loops of this process."""
 
@@ -99,6 +111,7 @@ class Closing:
         db: Database,
         claims: Claims,
         store: ClosingStore,
+        traced: TraceStore,
         press: Press,
         post: Post,
         timers: Timers,
@@ -108,6 +121,7 @@ class Closing:
     ) -> None:
         self._db, self._store, self._press, self._post, self._clock = db, store, press, post, clock
         self._timers, self._wake, self._settings, self._claims = timers, wake, settings, claims
+        self._traced = traced
 
     async def run(self) -> None:
         """Close windows until cancelled."""
@@ -126,20 +140,34 @@ class Closing:
         started = time.perf_counter()
         now = self._clock.now()
         settings = self._settings
-        async with self._db.transaction() as tx:
-            windows = await self._claims.claim(
-                tx, most_windows=settings.render_windows, most_items=settings.render_items, now=now
-            )
-            if not windows:
-                return 0
-            timers = await self._hold(tx, held := _held(windows, now), now)
-            closed = await self._verdicts(tx, [one for one in windows if one.id not in held], now)
-            await self._store.finish(tx, closed, now=now)
-            frames = await self._hand_over(tx, (message for one in closed for message in one.messages))
-        self._post.publish([*timers, *frames])
+        with Making() as making:
+            async with self._db.transaction() as tx:
+                claimed = await self._claims.claim(
+                    tx, most_windows=settings.render_windows, most_items=settings.render_items, now=now
+                )
+                if not claimed:
+                    return 0
+                windows = making.begin(claimed, await self._causes(tx, claimed))
+                with making.current():
+                    frames, closed = await self._close(tx, windows, now)
+            making.note(closed)
+        self._post.publish(frames)
         _count(closed)
-        metrics.RENDER_SECONDS.observe(time.perf_counter() - started)
+        metrics.RENDER_SECONDS.observe(time.perf_counter() - started, making.exemplar)
         return len(windows)
+
+    async def _causes(self, tx: Transaction, windows: Sequence[ClosingWindow]) -> Mapping[UUID, Sequence[Point]]:
+        return await self._traced.causes(tx, [one.id for one in windows]) if traces.is_on() else {}
+
+    async def _close(
+        self, tx: Transaction, windows: Sequence[ClosingWindow], now: datetime
+    ) -> tuple[list[OutgoingFrame], list[Closed]]:
+        timers = await self._hold(tx, held := _held(windows, now), now)
+        closed = await self._verdicts(tx, [one for one in windows if one.id not in held], now)
+        await self._store.finish(tx, closed, now=now)
+        frames = await self._hand_over(tx, (message for one in closed for message in one.messages))
+        log.debug("Closed windows.", windows=len(windows))
+        return [*timers, *frames], closed
 
     async def _hand_over(self, tx: Transaction, messages: Iterable[Message]) -> list[OutgoingFrame]:
         frames: list[OutgoingFrame] = []
@@ -147,17 +175,12 @@ class Closing:
             frames += await self._post.hand_over(tx, some)
         return frames
 
-    async def _hold(
-        self, tx: Transaction, held: Mapping[UUID, tuple[str, datetime]], now: datetime
-    ) -> list[OutgoingFrame]:
+    async def _hold(self, tx: Transaction, held: Mapping[UUID, WindowTimer], now: datetime) -> list[OutgoingFrame]:
         if not held:
             return []
-        tenants = {tenant for tenant, _ in held.values()}
-        await self._store.hold(tx, {one_id: until for one_id, (_, until) in held.items()}, tenants)
-        timers = [
-            WindowTimer(tenant=tenant, window_id=one_id, due_at=until) for one_id, (tenant, until) in held.items()
-        ]
-        return await self._timers.schedule(tx, timers, now=now)
+        tenants = {timer.tenant for timer in held.values()}
+        await self._store.hold(tx, {one_id: timer.due_at for one_id, timer in held.items()}, tenants)
+        return await self._timers.schedule(tx, list(held.values()), now=now)
 
     async def _verdicts(self, tx: Transaction, windows: Sequence[ClosingWindow], now: datetime) -> list[Closed]:
         known = {window.id: verdict for window in windows if (verdict := without_rendering(window))}
@@ -191,10 +214,10 @@ def _by_size(messages: Iterable[Message]) -> Iterator[list[Message]]:
         yield some
 
 
-def _held(windows: Sequence[ClosingWindow], now: datetime) -> dict[UUID, tuple[str, datetime]]:
-    """The windows that quiet hours hold, with tenant and time; what leaves nothing behind is not worth holding."""
+def _held(windows: Sequence[ClosingWindow], now: datetime) -> dict[UUID, WindowTimer]:
+    """The windows that quiet hours hold, with what wakes them; what leaves nothing behind is not worth holding."""
     return {
-        one.id: (one.tenant, until)
+        one.id: WindowTimer(tenant=one.tenant, window_id=one.id, due_at=until, trace=one.trace)
         for one in windows
         if (until := held_until(one, now=now)) is not None and without_rendering(one) is None
     }
@@ -207,11 +230,13 @@ def _passes(error: Exception) -> bool:
 def _count(closed: Sequence[Closed]) -> None:
     for one in closed:
         metrics.DIGESTS.labels(one.result).inc()
+        if not one.window.is_alone:
+            metrics.WINDOW_ITEMS.observe(len(one.window.lines))
         if one.template_error and one.result == "sent":
             metrics.TEMPLATE_FAILURES.inc()
         if one.state is not None:
             reason = one.reason if one.state is ItemState.SUPPRESSED else ""
-            metrics.ITEMS.labels(one.state.name.lower(), reason).inc(len(one.window.lines))
+            metrics.items_of(one.state.name.lower(), reason).inc(len(one.window.lines))
 
 
 class TombstoneStore(Protocol):
@@ -223,7 +248,7 @@ class TombstoneStore(Protocol):
 class CountStore(Protocol):
     """See store_views."""
 
-    async def backlog(self, tx: Transaction, *, now: datetime) -> tuple[int, int, timedelta]: ...
+    async def backlog(self, tx: Transaction) -> WindowBacklog: ...
 
 
 class Care:
@@ -249,16 +274,16 @@ class Care:
     async def measure_once(self) -> None:
         """Read the windows' backlog into the gauges."""
         async with self._db.read() as tx:
-            is_open, closing, overdue = await self._counts.backlog(tx, now=self._clock.now())
-        metrics.OPEN_WINDOWS.set(is_open)
-        metrics.CLOSING_WINDOWS.set(closing)
-        metrics.OVERDUE_SECONDS.set(overdue.total_seconds())
+            backlog = await self._counts.backlog(tx)
+        metrics.show_backlog(backlog, self._clock.now())
 
 
 async def _again_and_again(work: Callable[[], Awaitable[None]], interval_s: float) -> None:
     while True:
+        started_s = time.monotonic()
         try:
             await work()
         except Exception as err:  # noqa: BLE001 - outermost frame of a loop that must go on.
             log.warning("Housekeeping failed; trying again.", error=repr(err))
-        await asyncio.sleep(interval_s)
+        # To look at a million windows takes a while; so does a pause, after which alerts must not wait for minutes.
+        await asyncio.sleep(max(interval_s, min((time.monotonic() - started_s) * _REST, _LONGEST_REST_S)))

@@ -24,7 +24,9 @@ from uuid import UUID
 
 from libs.errors import CarillonError
 from libs.postgres import Database, Transaction
+from libs.telemetry import traces
 from libs.telemetry.logs import get_logger
+from libs.trace_points import Point
 from services.digest import metrics
 from services.digest.formatting import Formatted, Order, services_in
 from services.digest.windows import ClosingWindow, held_until, order_of, with_format, without_rendering
@@ -78,6 +80,7 @@ class _Group:
     services: frozenset[str]
     tenants: Mapping[UUID, str]
     items: int
+    traces: Sequence[Point] = ()
 
 
 class Aside:
@@ -172,6 +175,7 @@ class Aside:
                 services=services,
                 tenants={one.id: one.tenant for one, _ in members},
                 items=sum(len(one.lines) for one, _ in members),
+                traces=[one.trace for one, _ in members],
             )
             if self._has_room(group):
                 self._items.update(dict.fromkeys(services, group.items))
@@ -187,7 +191,8 @@ class Aside:
 
     async def _ask(self, group: _Group, orders: Mapping[UUID, Order]) -> None:
         try:
-            formatted = await self._formatter.format(list(orders.values()))
+            with traces.doing(traces.begin("format digests", causes=group.traces)):
+                formatted = await self._formatter.format(list(orders.values()))
         except BaseException as err:
             self._forget(group)
             self._items.subtract(dict.fromkeys(group.services, group.items))

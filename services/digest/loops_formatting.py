@@ -25,8 +25,8 @@ from opentelemetry.trace import SpanKind
 from purgatory.domain.model import Context, OpenedState
 
 from libs.business_services import BadReply, one_line, open_session, read_body, refusal
+from libs.telemetry import traces
 from libs.telemetry.logs import get_logger
-from libs.telemetry.traces import inject, span
 from services.digest import metrics
 from services.digest.formatting import (
     Answered,
@@ -194,8 +194,9 @@ class Formatter:
         return Answered({}, dict.fromkeys(ask.lines, one_line(reason, most=_REASON_CHARACTERS)))
 
     async def _answer(self, ask: Ask) -> Answered:
-        with span("format", kind=SpanKind.CLIENT) as current, metrics.FORMATTING_SECONDS.time():
-            current.set_attribute("carillon.service", ask.manner.service)
+        attributes = {"http.request.method": "POST", "peer.service": ask.manner.service}
+        request = traces.begin("POST", parent=traces.here(), kind=SpanKind.CLIENT, attributes=attributes)
+        with traces.doing(request), metrics.FORMATTING_SECONDS.time():
             async with asyncio.timeout(self._timeout_s):
                 body = await self._body(ask)
         return await asyncio.to_thread(answered, ask, body)
@@ -216,7 +217,7 @@ class Formatter:
             async with self._session.post(
                 self._services[manner.service],
                 data=question,
-                headers=inject() | {"Accept": manner.accept},
+                headers=traces.inject() | {"Accept": manner.accept},
                 timeout=aiohttp.ClientTimeout(total=None),  # The caller's holds for all attempts.
                 allow_redirects=False,
             ) as response:

@@ -15,7 +15,7 @@ from uuid import UUID
 from libs.postgres import Database, Transaction
 from libs.telemetry.logs import get_logger
 from services.digest import metrics
-from services.digest.views import Gap
+from services.digest.views import Gap, Kept
 
 log = get_logger(__name__)
 
@@ -32,10 +32,12 @@ class LedgerStore(Protocol):
 
     @property
     def BEGINNING(self) -> Place: ...  # noqa: N802 - a constant of the module.
-    async def item_gaps(self, tx: Transaction, after: Place, *, rows: int) -> tuple[Sequence[Gap], Place | None]: ...
+    async def item_gaps(
+        self, tx: Transaction, after: Place, *, rows: int
+    ) -> tuple[Sequence[Gap], Kept, Place | None]: ...
     async def delivery_gaps(
         self, tx: Transaction, after: Place, *, rows: int
-    ) -> tuple[Sequence[Gap], Place | None]: ...
+    ) -> tuple[Sequence[Gap], Kept, Place | None]: ...
 
 
 class LedgerCheck:
@@ -47,6 +49,7 @@ class LedgerCheck:
         self._stages = (store.item_gaps, store.delivery_gaps)
         self._stage, self._after = 0, self._beginning
         self._found = self._found_before = 0
+        self._kept = Kept()
         self._began_at = self._whole_since = time.monotonic()
         metrics.UNACCOUNTED_AGE_SECONDS.set_function(lambda: time.monotonic() - self._whole_since)
 
@@ -71,7 +74,8 @@ class LedgerCheck:
     async def check_once(self) -> bool:
         """Check one range; returns whether that was the last of its round."""
         async with self._db.read() as tx:
-            gaps, end = await self._stages[self._stage](tx, self._after, rows=self._rows)
+            gaps, kept, end = await self._stages[self._stage](tx, self._after, rows=self._rows)
+        self._kept += kept
         for gap in gaps:
             self._found += gap.count
             log.error(
@@ -87,5 +91,7 @@ class LedgerCheck:
             return False
         self._found_before, self._found = self._found, 0
         metrics.UNACCOUNTED.set(self._found_before)
+        metrics.show_kept(self._kept)
+        self._kept = Kept()
         self._whole_since, self._began_at = self._began_at, time.monotonic()
         return True

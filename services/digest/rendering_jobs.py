@@ -188,3 +188,4 @@ class Message:
     priority: int
     expires_at: datetime | None = None
     list_id: str = ""
+    trace: bytes = b""

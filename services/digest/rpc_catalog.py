@@ -12,6 +12,7 @@ from libs.errors import Violations
 from libs.postgres import Database
 from libs.rpc_context import Context, tenant_of
 from libs.wire import check_count, check_page_size, page_token, read_page_token
+from services.digest import metrics
 from services.digest import rpc_cadences as cadences
 from services.digest import rpc_messages as messages
 from services.digest.boundaries import Boundaries
@@ -148,7 +149,8 @@ class CatalogRpc:
         tenant = tenant_of(context)
         async with self._db.transaction() as tx:
             await self._subscribers.delete_subscriber(tx, tenant, one_id)
-            await self._moving.suppress_subscriber(tx, tenant, one_id, now=self._clock.now())
+            suppressed = await self._moving.suppress_subscriber(tx, tenant, one_id, now=self._clock.now())
+        metrics.items_of("suppressed", "subscriber_deleted").inc(suppressed)
         return pb.DeleteSubscriberResponse()
 
     # Subscriptions

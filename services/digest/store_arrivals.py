@@ -21,12 +21,12 @@ TypeKey = tuple[str, str]
 _COLUMNS = (
     *("tenant", "id", "type", "entity", "group_key", "payload", "subscribers", "topics", "occurred_at", "expires_at"),
     *("timer_id", "schedule_id", "timer_type", "timeline", "sequence", "received_at", "priority"),
-    "items",
+    *("items", "trace"),
 )
 _TYPES = (
     *("text", "uuid", "text", "text", "text", "text", "text[]", "text[]", "timestamptz", "timestamptz"),
     *("uuid", "uuid", "text", "text", "int8", "timestamptz", "int2"),
-    "int4",
+    *("int4", "bytea"),
 )
 
 # The same columns as they are copied: what psycopg would turn into Postgres's form slowly is in that form already, and
@@ -34,7 +34,7 @@ _TYPES = (
 _PACKED_TYPES = (
     *("text", "bytea", "text", "text", "text", "text", "bytea", "bytea", "int8", "timestamptz"),
     *("uuid", "uuid", "text", "text", "int8", "int8", "int2"),
-    "int4",
+    *("int4", "bytea"),
 )
 _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _TEXT_OID = 25
@@ -110,7 +110,7 @@ def _row(one: Notification, now: datetime) -> tuple[object, ...]:
             list(one.topics),
         ),
         *(one.occurred_at, one.expires_at, one.timer_id, one.schedule_id, one.timer_type, one.timeline),
-        *(one.sequence, now, one.priority, _least_items(one)),
+        *(one.sequence, now, one.priority, _least_items(one), one.trace or None),
     )
 
 
@@ -134,6 +134,7 @@ def _packed(one: Notification, received: int) -> tuple[object, ...]:
         received,
         one.priority,
         _least_items(one),
+        one.trace or None,
     )
 
 

@@ -125,7 +125,13 @@ _DECIDE = """
     INSERT INTO expansion
     SELECT DISTINCT ON (number, subscriber, choice, filter)
         tenant, id, subscriber, choice, state, reason, kind, priority, cadence, channel, format, style, rule,
-        is_fixed, zone, batch, fallback_after, occurred_at, CASE WHEN state = 1 AND kind = 1 THEN uuidv7() END,
+        is_fixed, zone, batch, fallback_after, occurred_at,
+        -- What is sent alone has a window whose id follows from its item, a UUIDv7 of when it happened. So what is told
+        -- again after a restore of Postgres is told under the same Message-ID and webhook-id.
+        CASE WHEN state = 1 AND kind = 1 THEN (
+            lpad(to_hex(greatest(extract(epoch FROM occurred_at) * 1000, 0)::bigint), 12, '0')
+            || overlay(overlay(substr(md5(concat_ws(chr(31), tenant, id, subscriber, choice)), 1, 20)
+                PLACING '7' FROM 1 FOR 1) PLACING '8' FROM 5 FOR 1))::uuid END,
         CASE kind WHEN 3 THEN timestamptz 'epoch' WHEN 4 THEN timestamptz '1969-12-31 00:00+00' END, filter, duration,
         extension, cap, full_at, lead_style
     FROM verdicts ORDER BY number, subscriber, choice, filter, lead_style"""

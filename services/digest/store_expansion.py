@@ -20,7 +20,7 @@ from psycopg import AsyncCursor
 from libs.errors import Unavailable
 from libs.postgres import Transaction
 from libs.recurrence import BadRule
-from services.digest import store_history
+from services.digest import store_history, store_traces
 from services.digest.boundaries import Boundaries, LocalRule
 from services.digest.catalog import ItemState, WindowKind
 from services.digest.commands import Expanded, Notification, Verdict, WindowTimer
@@ -184,9 +184,10 @@ async def expand(
     rolling = tally.waiting(WindowKind.ROLLING)
     if rolling >= _ANALYZED_ITEMS:
         await tx.raw.execute("ANALYZE expansion")
-    timers = await _fill_windows(run, tally, spans)
+    timers = await store_traces.traced(tx, await _fill_windows(run, tally, spans), fresh)
     if rolling or tally.waiting(WindowKind.ALONE):
         await run(_OPEN_ALONE)
+        await store_traces.mark_alone(tx, fresh)
     await run(_FILL)
     if tally.is_any_settled:
         await store_history.settled_at_once(tx, now=now)

@@ -10,12 +10,13 @@ however much else goes on:
 What it cannot see is a notification that vanished together with all its items: nothing is left that would name it.
 """
 
+from collections import Counter
 from typing import Any
 from uuid import UUID
 
 from libs.postgres import Transaction
 from services.digest.catalog import ItemState
-from services.digest.views import Gap, Ledger, OutcomeCount
+from services.digest.views import Gap, Kept, Ledger, OutcomeCount
 
 _EXAMPLES = 10
 
@@ -50,6 +51,9 @@ _DELIVERY_GAPS = """
             SELECT count(*) FROM delivery v WHERE v.tenant = d.tenant AND v.digest_id = d.id) AS found
         FROM digest d WHERE {digests}) AS compared
     WHERE parts <> found HAVING count(*) > 0"""
+
+_STATES = "SELECT state, count(*) FROM item i WHERE {items} GROUP BY state"
+_NOTIFICATIONS = "SELECT count(*) FROM notification n WHERE {notifications}"
 
 _TENANTS = "{0}.tenant = %(tenant)s"
 _AFTER = "({0}.tenant, {0}.{1}) > (%(after_tenant)s, %(after_id)s)"
@@ -113,22 +117,25 @@ async def ledger(tx: Transaction, tenant: str) -> Ledger:
     )
 
 
-async def item_gaps(tx: Transaction, after: Place, *, rows: int) -> tuple[list[Gap], Place | None]:
-    """What is missing among the notifications after a place, of any tenant, and the place up to which that was.
+async def item_gaps(tx: Transaction, after: Place, *, rows: int) -> tuple[list[Gap], Kept, Place | None]:
+    """What is missing among the notifications after a place, of any tenant, what is there, and up to which place.
 
     Looks at `rows` items and one notification's more. None: there is nothing after these.
     """
     values, end = await _range(tx, _END, after, rows)
     place = _RANGE if end else _AFTER
     items, told = place.format("i", "notification_id"), place.format("n", "id")
-    return await _gaps(tx, _ITEM_GAPS.format(items=items, notifications=told), values), end
+    gaps = await _gaps(tx, _ITEM_GAPS.format(items=items, notifications=told), values)
+    ((notifications,),) = await _rows(tx, _NOTIFICATIONS.format(notifications=told), values)
+    states = {ItemState(state): count for state, count in await _rows(tx, _STATES.format(items=items), values)}
+    return gaps, Kept(notifications=notifications, items=Counter(states)), end
 
 
-async def delivery_gaps(tx: Transaction, after: Place, *, rows: int) -> tuple[list[Gap], Place | None]:
-    """As `item_gaps`, among `rows` digests."""
+async def delivery_gaps(tx: Transaction, after: Place, *, rows: int) -> tuple[list[Gap], Kept, Place | None]:
+    """As `item_gaps`, among `rows` digests; these are not counted."""
     values, end = await _range(tx, _DIGESTS_END, after, rows)
     place = (_RANGE if end else _AFTER).format("d", "id")
-    return await _gaps(tx, _DELIVERY_GAPS.format(digests=place), values), end
+    return await _gaps(tx, _DELIVERY_GAPS.format(digests=place), values), Kept(), end
 
 
 async def _range(tx: Transaction, query: str, after: Place, rows: int) -> tuple[dict[str, object], Place | None]:

@@ -12,7 +12,8 @@ from typing import Any
 from uuid import UUID
 
 from libs.postgres import Transaction
-from services.digest import store_history
+from libs.trace_points import NOWHERE
+from services.digest import metrics, store_history
 from services.digest.catalog import Channel, Priority, WindowKind
 from services.digest.rendering_jobs import Line, Source
 from services.digest.store_subscribers import subscriber_of
@@ -40,7 +41,7 @@ _COUNT = "SELECT window_id, count(*) FROM item WHERE window_id = ANY (%s) AND st
 
 _READ = """
     SELECT w.tenant, w.id, w.kind, w.priority, w.subscriber, w.cadence, coalesce(k.name, ''), w.channel, w.format,
-        w.style, s.id, s.zone, s.locale, s.email, s.webhook_url, s.apprise_url,
+        w.style, w.trace, s.id, s.zone, s.locale, s.email, s.webhook_url, s.apprise_url,
         s.quiet_hours
     FROM digest_window w
     LEFT JOIN subscriber s ON s.tenant = w.tenant AND s.id = w.subscriber
@@ -110,7 +111,8 @@ async def _claimed(
 ) -> list[ClosingWindow]:
     rows = await _item_rows(tx, taken)
     if expired := {row[0] for row in rows if row[-1] is not None and row[-1] <= now}:
-        await tx.raw.execute(_EXPIRE, {"ids": list(expired), "now": now})
+        gone = await tx.raw.execute(_EXPIRE, {"ids": list(expired), "now": now})
+        metrics.items_of("expired", "").inc(gone.rowcount)
         rows = [row for row in rows if row[-1] is None or row[-1] > now]
     return await _windows(tx, tenants, taken, rows)
 
@@ -160,7 +162,9 @@ def _window(
     is_mandatory: bool,
     services: Mapping[str, str],
 ) -> ClosingWindow:
-    tenant, window_id, kind, priority, subscriber_id, cadence, name, channel, text_format, style, *subscriber = row
+    tenant, window_id, kind, priority, subscriber_id, cadence, name, channel, text_format, style, trace, *subscriber = (
+        row
+    )
     return ClosingWindow(
         tenant=tenant,
         id=window_id,
@@ -178,6 +182,7 @@ def _window(
         expires_at=expires_at if kind == WindowKind.ALONE else None,
         is_mandatory=is_mandatory,
         services=services,
+        trace=trace or NOWHERE,
     )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Index,
     Integer,
     Interval,
+    LargeBinary,
     MetaData,
     Sequence,
     SmallInteger,
@@ -157,6 +158,7 @@ notification = Table(
     Column("priority", SmallInteger, nullable=False, server_default=text("2")),  # catalog.Priority
     # Made of it and not forgotten yet; null where nobody counted. See store_ledger.
     Column("items", Integer),
+    Column("trace", LargeBinary),  # What caused it, 24 bytes (libs.trace_points); null where nobody traces that.
     Index("notification_by_entity", "tenant", "entity", postgresql_where=text("entity <> ''")),
 )
 
@@ -203,6 +205,7 @@ digest_window = Table(
     Column("placed", Integer, nullable=False, server_default=text("0")),
     # Closing, but a process has set it aside until then, for a business service to answer; see store_formatting.
     _at("asked_until", nullable=True),
+    Column("trace", LargeBinary),  # What closed it, or of what is sent alone what caused that; likewise.
     # Closing, but quiet hours hold until due_at.
     Column("is_held", Boolean, nullable=False, server_default=text("false")),
     Index(

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +13,7 @@ from services.digest.views import (
     DeliveryView,
     DigestView,
     ItemView,
+    WindowBacklog,
     WindowView,
     notifications_near,
 )
@@ -23,6 +24,11 @@ _WINDOWS = """
         w.latest_at, w.full_at,
         (SELECT count(*) FROM item i WHERE i.window_id = w.id AND i.tenant = w.tenant AND i.state = 1)
     FROM digest_window w WHERE w.tenant = %(tenant)s"""
+
+_OPEN_WINDOWS = "SELECT kind, count(*), min(due_at), min(opened_at) FROM digest_window WHERE state = 1 GROUP BY kind"
+_CLOSING_WINDOWS = """
+    SELECT count(*), min(due_at), (SELECT count(*) FROM digest_window WHERE state = 2 AND is_held)
+    FROM digest_window WHERE state = 2 AND NOT is_held"""
 
 _DIGESTS = """
     SELECT d.id, d.subscriber, d.cadence, d.channel, d.subject, d.closed_at, d.item_count, d.template_error
@@ -174,16 +180,20 @@ async def items_near(tx: Transaction, tenant: str, item: UUID, *, limit: int) ->
     return [_item(row) for row in await (await tx.raw.execute(query, values)).fetchall()]
 
 
-async def backlog(tx: Transaction, *, now: datetime) -> tuple[int, int, timedelta]:
-    """Of all tenants: open windows, closing windows, and how long past its due time the most overdue closing one is."""
-    cursor = await tx.raw.execute(
-        "SELECT (SELECT count(*) FROM digest_window WHERE state = 1), count(*), min(due_at)"
-        " FROM digest_window WHERE state = 2 AND NOT is_held"
-    )
-    row = await cursor.fetchone()
+async def backlog(tx: Transaction) -> WindowBacklog:
+    """Of all tenants; looks at every window that is not closed."""
+    open_ones = await (await tx.raw.execute(_OPEN_WINDOWS)).fetchall()
+    row = await (await tx.raw.execute(_CLOSING_WINDOWS)).fetchone()
     assert row is not None
-    is_open, closing, oldest = row
-    return is_open, closing, timedelta(0) if oldest is None else max(timedelta(0), now - oldest)
+    closing, closing_due_at, held = row
+    return WindowBacklog(
+        open={WindowKind(kind): count for kind, count, _, _ in open_ones},
+        open_due_at=min((due_at for _, _, due_at, _ in open_ones), default=None),
+        batch_opened_at=next((opened_at for kind, _, _, opened_at in open_ones if kind == WindowKind.EXTERNAL), None),
+        closing=closing,
+        closing_due_at=closing_due_at,
+        held=held,
+    )
 
 
 def _window(row: tuple[Any, ...]) -> WindowView:

@@ -15,9 +15,20 @@ from uuid import UUID
 
 from libs.postgres import Transaction
 from libs.sharding import shard_of
+from libs.trace_points import NOWHERE
 from services.digest import store_history
 from services.digest.boundaries import Boundaries
-from services.digest.commands import Cancel, Cancelled, Close, Notification, Outcome, Trigger, Triggered, WindowTimer
+from services.digest.commands import (
+    Cancel,
+    Cancelled,
+    Close,
+    Notification,
+    Outcome,
+    Trigger,
+    Triggered,
+    WindowTimer,
+    Woken,
+)
 from services.digest.store_expansion import local_rule
 
 _BUCKETS = 64
@@ -74,14 +85,20 @@ _BURY = """
 # The due time that counts is the one the window has once it is locked. A rolling one that is due later asks again.
 _CLOSE = """
     WITH woken AS MATERIALIZED (
-        SELECT w.tenant, w.id, w.kind, w.is_held, w.due_at, c.due_at AS asked_at
-        FROM digest_window w JOIN unnest(%s::text[], %s::uuid[], %s::timestamptz[]) AS c (tenant, id, due_at)
+        SELECT w.tenant, w.id, w.kind, w.is_held, w.due_at, c.due_at AS asked_at, c.trace
+        FROM digest_window w
+        JOIN unnest(%s::text[], %s::uuid[], %s::timestamptz[], %s::bytea[]) AS c (tenant, id, due_at, trace)
             ON w.tenant = c.tenant AND w.id = c.id
         WHERE w.state = 1 OR w.state = 2 AND w.is_held ORDER BY w.kind = 4, w.id FOR NO KEY UPDATE OF w
     ), closing AS (
-        UPDATE digest_window w SET state = 2, is_held = false FROM woken d
-        WHERE w.tenant = d.tenant AND w.id = d.id AND d.due_at <= d.asked_at)
-    SELECT DISTINCT tenant, id, due_at FROM woken WHERE kind = 4 AND due_at > asked_at AND NOT is_held"""
+        UPDATE digest_window w SET state = 2, is_held = false, trace = coalesce(d.trace, w.trace) FROM woken d
+        WHERE w.tenant = d.tenant AND w.id = d.id AND d.due_at <= d.asked_at
+        RETURNING d.kind = 3 AND NOT d.is_held AS is_of_batch
+    ), again AS (
+        SELECT DISTINCT ON (tenant, id) tenant, id, due_at, trace FROM woken
+        WHERE kind = 4 AND due_at > asked_at AND NOT is_held)
+    SELECT total.windows, again.* FROM (SELECT count(*) AS windows FROM closing WHERE is_of_batch) AS total
+    LEFT JOIN again ON true"""
 
 _TRIGGER = """
     WITH due AS MATERIALIZED (
@@ -89,7 +106,8 @@ _TRIGGER = """
         WHERE tenant = %(tenant)s AND batch = %(batch)s AND batch <> '' AND state = 1 AND opened_at <= %(end)s
         ORDER BY id FOR NO KEY UPDATE
     ), closing AS (
-        UPDATE digest_window w SET state = 2 FROM due WHERE w.tenant = due.tenant AND w.id = due.id AND w.state = 1
+        UPDATE digest_window w SET state = 2, trace = coalesce(%(trace)s, w.trace) FROM due
+        WHERE w.tenant = due.tenant AND w.id = due.id AND w.state = 1
         RETURNING 1)
     UPDATE batch_run SET windows = (SELECT count(*) FROM closing)
     WHERE tenant = %(tenant)s AND batch = %(batch)s AND window_end_at = %(end)s
@@ -158,18 +176,27 @@ async def cancel(tx: Transaction, cancels: Sequence[Cancel], *, now: datetime) -
     return [hits.get(number, Cancelled()) for number in range(1, len(cancels) + 1)]
 
 
-async def close(tx: Transaction, closes: Sequence[Close]) -> list[WindowTimer]:
-    """Begin to close windows whose timers have fired; returns the timers of those that now want to be woken later.
+async def close(tx: Transaction, closes: Sequence[Close]) -> Woken:
+    """Begin to close windows whose timers have fired; says which of them now want to be woken later.
 
     Those closed before are left alone, and so are those moved to a later time. Further items move rolling windows
     without asking for a timer each time, so that is done here; a timer that comes twice asks for the same one.
     """
     rows = await (
         await tx.raw.execute(
-            _CLOSE, ([one.tenant for one in closes], [one.window_id for one in closes], [one.due_at for one in closes])
+            _CLOSE,
+            (
+                *([one.tenant for one in closes], [one.window_id for one in closes], [one.due_at for one in closes]),
+                [one.trace or None for one in closes],
+            ),
         )
     ).fetchall()
-    return [WindowTimer(tenant=tenant, window_id=window_id, due_at=due) for tenant, window_id, due in rows]
+    again = [
+        WindowTimer(tenant=tenant, window_id=window_id, due_at=due, trace=trace or NOWHERE)
+        for _, tenant, window_id, due, trace in rows
+        if tenant
+    ]
+    return Woken(again=again, batch_windows=rows[0][0])
 
 
 async def trigger(tx: Transaction, run: Trigger, *, now: datetime) -> Triggered:
@@ -181,7 +208,8 @@ async def trigger(tx: Transaction, run: Trigger, *, now: datetime) -> Triggered:
     )
     if not cursor.rowcount:
         return Triggered(is_repeated=True)
-    cursor = await tx.raw.execute(_TRIGGER, {"tenant": run.tenant, "batch": run.batch, "end": run.end_at})
+    given = {"tenant": run.tenant, "batch": run.batch, "end": run.end_at, "trace": run.trace or None}
+    cursor = await tx.raw.execute(_TRIGGER, given)
     row = await cursor.fetchone()
     assert row is not None
     return Triggered(windows=row[0])

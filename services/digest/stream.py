@@ -23,6 +23,7 @@ from libs.links.receiver import Applied, IncomingFrame, PoisonFrame
 from libs.links.sender import Sender
 from libs.postgres import Transaction
 from libs.sharding import shard_of
+from libs.trace_points import NOWHERE, Point
 from libs.wire import from_timestamp, to_timestamp
 from services.digest import metrics
 from services.digest.boundaries import Boundaries
@@ -37,6 +38,7 @@ from services.digest.commands import (
     Trigger,
     Triggered,
     WindowTimer,
+    Woken,
 )
 from services.digest.payload_schemas import PayloadSchemas
 from services.digest.rendering_jobs import Message
@@ -69,7 +71,7 @@ class WindowStore(Protocol):
         self, tx: Transaction, notifications: Sequence[Notification], cancels: Sequence[Cancel]
     ) -> None: ...
     async def cancel(self, tx: Transaction, cancels: Sequence[Cancel], *, now: datetime) -> list[Cancelled]: ...
-    async def close(self, tx: Transaction, closes: Sequence[Close]) -> list[WindowTimer]: ...
+    async def close(self, tx: Transaction, closes: Sequence[Close]) -> Woken: ...
     async def trigger(self, tx: Transaction, run: Trigger, *, now: datetime) -> Triggered: ...
     async def record_outcomes(self, tx: Transaction, outcomes: Sequence[Outcome]) -> None: ...
     async def next_sequence(self, tx: Transaction) -> int: ...
@@ -114,8 +116,9 @@ class Inlet:
         """See libs.links.receiver.Apply."""
         work = _Work()
         for frame in frames:
+            is_traced = frame.is_traced
             for index, entry in enumerate(frame.frame.entries):
-                _sort(work, (frame.id, index), entry)
+                _sort(work, (frame.id, index), entry, frame.trace_of(entry) if is_traced else NOWHERE)
         now = self._clock.now()
         results: defaultdict[UUID, list[link_pb2.EntryResult]] = defaultdict(list)
         outgoing = await self._notify_and_cancel(tx, work, now, results)
@@ -143,7 +146,7 @@ class Inlet:
         if cancels:
             hits = await self._windows.cancel(tx, cancels, now=now)
             for ((frame_id, index), _), hit in zip(work.cancels, hits, strict=True):
-                metrics.ITEMS.labels("cancelled", "").inc(hit.items)
+                metrics.items_of("cancelled", "").inc(hit.items)
                 results[frame_id].append(
                     link_pb2.EntryResult(index=index, changed=hit.items, already_left=hit.already_left)
                 )
@@ -152,11 +155,15 @@ class Inlet:
     async def _close(
         self, tx: Transaction, work: _Work, now: datetime, results: dict[UUID, list[link_pb2.EntryResult]]
     ) -> list[OutgoingFrame]:
-        again: list[WindowTimer] = []
+        again: Sequence[WindowTimer] = ()
         if work.closes:
-            again = await self._windows.close(tx, work.closes)
+            woken = await self._windows.close(tx, work.closes)
+            metrics.BATCH_WINDOWS.labels(metrics.FALLBACK).inc(woken.batch_windows)
+            again = woken.again
         for (frame_id, index), run in work.triggers:
             triggered = await self._windows.trigger(tx, run, now=now)
+            metrics.BATCH_WINDOWS.labels(metrics.TRIGGER).inc(triggered.windows)
+            metrics.BATCH_RUNS.labels(metrics.REPEATED if triggered.is_repeated else metrics.NEW).inc()
             results[frame_id].append(
                 link_pb2.EntryResult(index=index, changed=triggered.windows, is_repeated=triggered.is_repeated)
             )
@@ -167,7 +174,7 @@ class Inlet:
         metrics.NOTIFICATIONS.inc(expanded.notifications)
         metrics.WINDOWS_OPENED.inc(len(expanded.timers))
         for verdict, count in expanded.verdicts.items():
-            metrics.ITEMS.labels(verdict.state.name.lower(), verdict.reason).inc(count)
+            metrics.items_of(verdict.state.name.lower(), verdict.reason).inc(count)
 
 
 class Timers:
@@ -193,7 +200,8 @@ class Timers:
     def _addressed(self, timer: WindowTimer, stencil: Stencil) -> Encoded:
         entity = timer.entity
         body = stencil.filled(timer.id.bytes, entity, timer.window_id.bytes)
-        return Encoded(receiver="scheduler", partition=shard_of(timer.tenant, entity, self._shards), body=body)
+        partition = shard_of(timer.tenant, entity, self._shards)
+        return Encoded(receiver="scheduler", partition=partition, body=body, trace=timer.trace)
 
     def publish(self, frames: Sequence[OutgoingFrame]) -> None:
         """After the commit."""
@@ -212,7 +220,8 @@ class Post:
             return []
         sequence = await self._windows.next_sequence(tx)
         frames, _ = self._sender.pack(
-            Addressed(receiver="dispatcher", entry=_delivery_entry(message, sequence)) for message in messages
+            Addressed(receiver="dispatcher", entry=_delivery_entry(message, sequence), trace=message.trace)
+            for message in messages
         )
         await self._sender.insert(tx, frames)
         return frames
@@ -244,21 +253,21 @@ def _nothing() -> None:
 # From entries
 
 
-def _sort(work: _Work, place: Place, entry: link_pb2.Entry) -> None:
+def _sort(work: _Work, place: Place, entry: link_pb2.Entry, trace: Point) -> None:
     kind = entry.WhichOneof("kind")
     if not entry.tenant:
         raise PoisonFrame(f"entry {place[1]} has no tenant")
     try:
         match kind:
             case "notification":
-                work.notifications.append(_notification(entry))
+                work.notifications.append(_notification(entry, trace))
                 work.places.append(place)
             case "cancel_items":
                 work.cancels.append((place, _cancel(entry)))
             case "close_window":
-                work.closes.append(_close_of(entry))
+                work.closes.append(_close_of(entry, trace))
             case "trigger_batch":
-                work.triggers.append((place, _trigger(entry)))
+                work.triggers.append((place, _trigger(entry, trace)))
             case "delivery_outcome":
                 work.outcomes.append(_outcome(entry))
             case _:
@@ -267,7 +276,7 @@ def _sort(work: _Work, place: Place, entry: link_pb2.Entry) -> None:
         raise PoisonFrame(f"entry {place[1]} ({kind}) is not valid: {err}") from err
 
 
-def _notification(entry: link_pb2.Entry) -> Notification:
+def _notification(entry: link_pb2.Entry, trace: Point) -> Notification:
     told = entry.notification
     content = told.content
     return Notification(
@@ -288,6 +297,7 @@ def _notification(entry: link_pb2.Entry) -> Notification:
         sequence=entry.sequence,
         # Unspecified is normal, and so is what only a newer sender knows.
         priority=_PRIORITIES.get(content.priority, Priority.NORMAL),
+        trace=trace,
     )
 
 
@@ -305,18 +315,20 @@ def _cancel(entry: link_pb2.Entry) -> Cancel:
     )
 
 
-def _close_of(entry: link_pb2.Entry) -> Close:
+def _close_of(entry: link_pb2.Entry, trace: Point) -> Close:
     due = entry.close_window
-    return Close(tenant=entry.tenant, window_id=UUID(bytes=due.window_id), due_at=from_timestamp(due.due_time))
+    window_id, due_at = UUID(bytes=due.window_id), from_timestamp(due.due_time)
+    return Close(tenant=entry.tenant, window_id=window_id, due_at=due_at, trace=trace)
 
 
-def _trigger(entry: link_pb2.Entry) -> Trigger:
+def _trigger(entry: link_pb2.Entry, trace: Point) -> Trigger:
     run = entry.trigger_batch
     return Trigger(
         tenant=entry.tenant,
         batch=run.batch,
         start_at=from_timestamp(run.window_start_time) if run.HasField("window_start_time") else None,
         end_at=from_timestamp(run.window_end_time),
+        trace=trace,
     )
 
 

@@ -1,7 +1,8 @@
 """What digest shows of windows, digests, items and its ledger. Pure."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -38,6 +39,21 @@ class WindowView:
     is_asked_about: bool
     latest_at: datetime | None
     full_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowBacklog:
+    """Windows that are not closed, of all tenants: how many, and the earliest times, None without such a window.
+
+    `closing` are those that wait to be rendered, `held` those that quiet hours keep from it.
+    """
+
+    open: Mapping[WindowKind, int]
+    open_due_at: datetime | None
+    batch_opened_at: datetime | None
+    closing: int
+    closing_due_at: datetime | None
+    held: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +152,18 @@ class Gap:
     kind: str
     count: int
     ids: Sequence[UUID]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """How many notifications there are, and items by state."""
+
+    notifications: int = 0
+    items: Counter[ItemState] = field(default_factory=Counter)
+
+    def __add__(self, other: "Kept") -> "Kept":
+        """Together."""
+        return Kept(notifications=self.notifications + other.notifications, items=self.items + other.items)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

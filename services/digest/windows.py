@@ -7,6 +7,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from libs.ids import derived_id
+from libs.trace_points import NOWHERE, Point
 from services.digest.catalog import IMMEDIATE, Channel, ItemState, Priority, Subscriber, WindowKind
 from services.digest.formatting import Formatted, Order
 from services.digest.quiet import quiet_until
@@ -19,7 +20,8 @@ class ClosingWindow:
     """A claimed window with the items that are still pending. `subscriber` is None when it has been deleted.
 
     `services` names, for those of its items' types that business services format, which; `formatting_error` says why
-    they did not format what they should have. `is_mandatory`: an item's type is.
+    they did not format what they should have. `is_mandatory`: an item's type is. `trace`: what closed it, until it is
+    in the making, then that; of what is sent alone and has not waited, what caused it.
     """
 
     tenant: str
@@ -38,6 +40,7 @@ class ClosingWindow:
     formatting_error: str = ""
     is_mandatory: bool = False
     services: Mapping[str, str] = field(default_factory=dict)
+    trace: Point = NOWHERE
 
     @property
     def is_alone(self) -> bool:
@@ -176,6 +179,7 @@ def closed_by(window: ClosingWindow, rendered: Rendered) -> Closed:
             priority=window.priority,
             expires_at=window.expires_at,
             list_id=window.list_id,
+            trace=window.trace,
         )
         for number, part in enumerate(rendered.parts, start=1)
     ]

@@ -10,6 +10,7 @@ if __name__ == "__main__":
     main(
         service="dispatcher",
         receivers=("digest", "scheduler"),
+        senders=("digest", "scheduler"),
         settings=DispatcherSettings,
         build=build,
         directory=Path(__file__).parent,

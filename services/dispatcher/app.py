@@ -60,7 +60,9 @@ async def build(runtime: Runtime, settings: DispatcherSettings) -> Service:
         keys=keys,
         on_work=sending.wake,
     )
-    housekeeping = Housekeeping(db=runtime.db, queue=queue, keys=keys, bounces=bounces, lanes=LANES)
+    housekeeping = Housekeeping(
+        db=runtime.db, queue=queue, dead_letters=DeadLetterStore(), keys=keys, bounces=bounces, lanes=LANES
+    )
     return Service(
         servicers=[rpc.servicer(service)],
         apply=stream.apply,

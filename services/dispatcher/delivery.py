@@ -18,6 +18,8 @@ from enum import IntEnum, StrEnum
 from typing import Protocol, TypeAlias
 from uuid import UUID
 
+from libs.trace_points import NOWHERE, Point
+
 MAX_REPLY = 2_048
 
 CHANNELS = ("email", "webhook", "apprise", "log")
@@ -96,7 +98,7 @@ class Reason(StrEnum):
 class Delivery:
     """One message to one address, as digest asked for it; `html`, `text`, `json` are empty where there is none.
 
-    `list_id` is what its reader can unsubscribe from, empty when something in it is mandatory.
+    `list_id` is what its reader can unsubscribe from, empty when something in it is mandatory. `trace`: what made it.
     """
 
     tenant: str
@@ -112,6 +114,7 @@ class Delivery:
     expires_at: datetime | None = None
     priority: Priority = Priority.NORMAL
     list_id: str = ""
+    trace: Point = NOWHERE
 
     @property
     def key(self) -> tuple[str, UUID]:

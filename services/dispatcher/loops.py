@@ -12,8 +12,9 @@ then nothing is in doubt.
 import asyncio
 import logging
 import random
+import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -24,9 +25,11 @@ from libs.clock import Clock
 from libs.errors import Unavailable
 from libs.links.frames import OutgoingFrame
 from libs.postgres import Database, Transaction
+from libs.telemetry import traces
 from services.dispatcher import metrics
 from services.dispatcher.addresses import destination_of
-from services.dispatcher.delivery import LANES, Channel, Hold, Reason, Result, Retryable, Sent, State, lane_of
+from services.dispatcher.delivery import LANES, Channel, Hold, Reason, Result, Retryable, Sent, lane_of
+from services.dispatcher.loops_traces import attempt_span, note_result
 from services.dispatcher.pipeline import Candidate, Policy, Settlement, conclude, judge, outlived
 from services.dispatcher.room import Room
 from services.dispatcher.settings import DispatchSettings
@@ -185,11 +188,18 @@ class SendingLoop:
             self._leave(decisions.letters)
             raise
         self._outcomes.publish(frames)
-        _count_ends(decided)
-        _count_doubts(decisions.letters, decided)
-        _count_holds(decisions.held)
+        metrics.count_ends(decided)
+        metrics.count_doubts(decisions.letters, decided)
+        metrics.count_holds(decisions.held)
+        self._count_waits(candidates, {*(one.key for one in decided), *(one.delivery.key for one, _ in decisions.held)})
         await self._start(decisions.letters)
         return len(decisions)
+
+    def _count_waits(self, candidates: Sequence[Candidate], unsent: Set[Key]) -> None:
+        """Those that ended or were put off without an attempt; `_send` counts the others."""
+        for one in candidates:
+            if one.delivery.key in unsent:
+                metrics.handover_of(metrics.channel_label(one.delivery.channel)).observe(self._waited_s(one))
 
     def _places(self) -> dict[str, int]:
         """How many to claim per lane."""
@@ -245,18 +255,32 @@ class SendingLoop:
     # Sending
 
     async def _send(self, candidate: Candidate) -> None:
+        with traces.doing(attempt_span(candidate)) as span:
+            result = await self._attempted(candidate)
+            note_result(span, result)
         channel = candidate.delivery.channel
-        with metrics.ATTEMPT_SECONDS.labels(channel).time():
-            result = await self._result(candidate)
-        reason = metrics.SENT if isinstance(result, Sent) else result.reason.value
-        metrics.ATTEMPTS.labels(channel, reason).inc()
         if isinstance(result, Retryable) and result.is_in_doubt:
             metrics.IN_DOUBT.labels(channel, metrics.REPLY_LOST).inc()
         # What waits for its record takes nobody's place: only what is being sent has a connection.
         self._room.leave(*_place_of(candidate))
         self._note(candidate, result)
-        settlement = conclude(candidate, result, self._policy, self._clock.now(), draw=self._draw())
-        self._finished.put_nowait(settlement)
+        now, draw, trace = self._clock.now(), self._draw(), traces.point_in(span)
+        self._finished.put_nowait(conclude(candidate, result, self._policy, now, draw=draw, trace=trace))
+
+    async def _attempted(self, candidate: Candidate) -> Result:
+        channel, started_s = candidate.delivery.channel, time.monotonic()
+        with metrics.attempt_seconds_of(channel).time():
+            result = await self._result(candidate)
+        reason = metrics.SENT if isinstance(result, Sent) else result.reason.value
+        metrics.attempts_of(channel, reason).inc()
+        metrics.handover_of(channel).observe(self._waited_s(candidate) + time.monotonic() - started_s)
+        log.debug("An attempt has ended.", extra={"delivery_id": str(candidate.delivery.id), "reason": reason})
+        return result
+
+    def _waited_s(self, candidate: Candidate) -> float:
+        """How long it could have been sent when it was claimed; an attempt that was lost had its claim until then."""
+        lost = self._settings.claim_time if candidate.is_in_doubt else timedelta(0)
+        return (candidate.waited + lost).total_seconds()
 
     def _note(self, candidate: Candidate, result: Result) -> None:
         """Have the destination's breaker know."""
@@ -294,7 +318,7 @@ class SendingLoop:
         async with self._db.transaction() as tx:
             decided, frames = await self._settle(tx, settlements)
         self._outcomes.publish(frames)
-        _count_ends(decided)
+        metrics.count_ends(decided)
         metrics.LOST_CLAIMS.inc(len(settlements) - len(decided))
         return len(decided)
 
@@ -353,31 +377,6 @@ class Decisions:
 def _place_of(candidate: Candidate) -> tuple[str, str]:
     delivery = candidate.delivery
     return lane_of(delivery.channel), destination_of(delivery.channel, delivery.address)
-
-
-def _count_ends(settlements: Sequence[Settlement]) -> None:
-    metrics.BOUNCES.inc(sum(one.is_bounce for one in settlements))
-    for one in settlements:
-        channel = metrics.channel_label(one.channel)
-        if one.state is State.RETRYING:
-            metrics.RETRIES.labels(channel).inc()
-        else:
-            metrics.ENDED.labels(channel, one.state.name.lower()).inc()
-
-
-def _count_holds(held: Sequence[tuple[Candidate, Hold]]) -> None:
-    for one, hold in held:
-        metrics.POSTPONED.labels(metrics.channel_label(one.delivery.channel), hold.reason.value).inc()
-
-
-def _count_doubts(letters: Sequence[Candidate], settlements: Sequence[Settlement]) -> None:
-    """What a process left behind that ended without recording: now sent again, or held."""
-    for one in letters:
-        if one.is_in_doubt:
-            metrics.IN_DOUBT.labels(one.delivery.channel, metrics.CRASH).inc()
-    for settlement in settlements:
-        if settlement.number:
-            metrics.IN_DOUBT.labels(metrics.channel_label(settlement.channel), metrics.CRASH).inc()
 
 
 async def _first_failure(tasks: Sequence[asyncio.Task[None]]) -> None:

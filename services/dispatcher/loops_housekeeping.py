@@ -13,6 +13,7 @@ from services.dispatcher import metrics
 log = logging.getLogger(__name__)
 
 _HOUSEKEEPING_S = 5.0
+_COUNT_DEAD_LETTERS = 12  # Rounds.
 _KEY_RETENTION = timedelta(days=7)
 _FORGET_KEYS = 10_000
 _BOUNCE_RETENTION = timedelta(days=30)
@@ -23,6 +24,12 @@ class Queue(Protocol):
     """What housekeeping needs of the store."""
 
     async def backlog(self, tx: Transaction) -> dict[str, tuple[int, float]]: ...
+
+
+class DeadLetters(Protocol):
+    """What housekeeping needs of the store of dead letters."""
+
+    async def total(self, tx: Transaction) -> int: ...
 
 
 class Keys(Protocol):
@@ -40,9 +47,20 @@ class Bounces(Protocol):
 class Housekeeping:
     """Measures the queue and forgets old idempotency keys and bounces, in any replica."""
 
-    def __init__(self, *, db: Database, queue: Queue, keys: Keys, bounces: Bounces, lanes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        *,
+        db: Database,
+        queue: Queue,
+        dead_letters: DeadLetters,
+        keys: Keys,
+        bounces: Bounces,
+        lanes: Sequence[str],
+    ) -> None:
         self._db = db
         self._queue = queue
+        self._dead_letters = dead_letters
+        self._rounds = 0
         self._keys = keys
         self._bounces = bounces
         self._lanes = lanes
@@ -60,9 +78,13 @@ class Housekeeping:
         """Measure, then forget."""
         async with self._db.read() as tx:
             backlog = await self._queue.backlog(tx)
+            if self._rounds % _COUNT_DEAD_LETTERS == 0:  # There may be many, and they change slowly.
+                metrics.DEAD_LETTERS.set(await self._dead_letters.total(tx))
+        self._rounds += 1
         for lane in self._lanes:
-            metrics.QUEUED.labels(lane).set(backlog.get(lane, (0, 0.0))[0])
-        metrics.OLDEST_QUEUED_SECONDS.set(max((oldest_s for _, oldest_s in backlog.values()), default=0.0))
+            queued, oldest_s = backlog.get(lane, (0, 0.0))
+            metrics.QUEUED.labels(lane).set(queued)
+            metrics.OLDEST_QUEUED_SECONDS.labels(lane).set(oldest_s)
         async with self._db.transaction() as tx:
             await self._keys.forget(tx, older_than=_KEY_RETENTION, limit=_FORGET_KEYS)
             await self._bounces.forget(tx, older_than=_BOUNCE_RETENTION, limit=_FORGET_BOUNCES)

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from libs.backoff import Backoff
+from libs.trace_points import NOWHERE, Point
 from services.dispatcher.addresses import is_valid_address
 from services.dispatcher.delivery import (
     MAX_REPLY,
@@ -50,7 +51,8 @@ class Candidate:
 
     `attempts` were made so far; `budget` of them before it was last redriven, so that they do not count against the
     policy; its age counts from `fresh_since`. `is_in_doubt`: the last attempt was begun and nobody recorded its end.
-    `suppressed`: why its address gets nothing of this kind; NONE when it does.
+    `waited`: for how long it could have been claimed before it was, on the database's clock.
+    `suppressed`: why its address gets nothing of this kind; NONE when it does. `trace`: what brought a retry back.
     """
 
     delivery: Delivery
@@ -61,6 +63,8 @@ class Candidate:
     claimed_at: datetime
     is_in_doubt: bool
     suppressed: Reason = Reason.NONE
+    waited: timedelta = timedelta(0)
+    trace: Point = NOWHERE
 
     @property
     def number(self) -> int:
@@ -79,7 +83,7 @@ class Settlement:
 
     `number` is the attempt that it settles; 0 when none was under way. `attempt_reason` and `reply` are that attempt's,
     `reason` is the delivery's. `retry_at` is set exactly in state RETRYING; `ended_at` None: still in doubt.
-    `is_bounce`: the attempt found out that the address does not exist.
+    `is_bounce`: the attempt found out that the address does not exist. `trace`: the attempt, or what led to it.
     """
 
     tenant: str
@@ -96,6 +100,7 @@ class Settlement:
     ended_at: datetime | None = None
     retry_at: datetime | None = None
     is_bounce: bool = False
+    trace: Point = NOWHERE
 
     @property
     def key(self) -> tuple[str, UUID]:
@@ -185,10 +190,13 @@ def _unsent(
         reason=reason,
         at=now,
         attempt_reason=Reason.IN_DOUBT if candidate.is_in_doubt else why,
+        trace=candidate.trace or candidate.delivery.trace,
     )
 
 
-def conclude(candidate: Candidate, result: Result, policy: Policy, now: datetime, *, draw: float) -> Settlement:
+def conclude(
+    candidate: Candidate, result: Result, policy: Policy, now: datetime, *, draw: float, trace: Point = NOWHERE
+) -> Settlement:
     """What follows from an attempt (number `candidate.number`) that ended `now`; `draw` is random in [0, 1)."""
     state, reason, retry_at = _next(candidate, result, policy, now, draw)
     return Settlement(
@@ -206,6 +214,7 @@ def conclude(candidate: Candidate, result: Result, policy: Policy, now: datetime
         ended_at=now,
         retry_at=retry_at,
         is_bounce=isinstance(result, Permanent) and result.is_bounce,
+        trace=trace or candidate.trace or candidate.delivery.trace,
     )
 
 

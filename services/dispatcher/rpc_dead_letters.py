@@ -24,6 +24,7 @@ from libs.wire import (
     instant_token,
     read_instant_token,
 )
+from services.dispatcher import metrics
 from services.dispatcher.delivery import CHANNELS, DEAD_LETTERS, State
 from services.dispatcher.records import DeadLetterCount, DeadLetterFilter, DeliveryRecord
 from services.dispatcher.rpc_messages import count_of, delivery_of
@@ -114,9 +115,11 @@ class DeadLettersRpc:
             violations.add("limit", "is for a filter")
         violations.raise_if_any()
         tenant = tenant_of(context)
+        redriven_now = 0  # A repeated call answers as the first one did, and redrives nothing.
         async with self._db.transaction() as tx:
 
             async def work() -> bytes:
+                nonlocal redriven_now
                 now = self._clock.now()
                 if ids:
                     answer = pb.RedriveResponse(redriven=await self._dead_letters.redrive(tx, tenant, ids, now=now))
@@ -125,11 +128,13 @@ class DeadLettersRpc:
                         tx, tenant, wanted, limit=limit, now=now
                     )
                     answer = pb.RedriveResponse(redriven=redriven, remaining=remaining)
+                redriven_now = answer.redriven
                 return answer.SerializeToString()
 
             response = await self._keys.once(
                 tx, tenant, method="Redrive", key=key, fingerprint=_fingerprint(request, ids), work=work
             )
+        metrics.REDRIVEN.inc(redriven_now)
         self._on_work()
         return pb.RedriveResponse.FromString(response)
 

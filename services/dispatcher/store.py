@@ -54,6 +54,7 @@ delivery = Table(
     Column("ended_at", _INSTANT),
     Column("next_attempt_at", _INSTANT),
     Column("dead_letter_at", _INSTANT),  # Set exactly while the delivery is dead or held.
+    Column("trace", LargeBinary),  # What made it, 24 bytes (libs.trace_points); null where nobody traces that.
     postgresql_with=_HOT,
 )
 Index("delivery_by_age", delivery.c.tenant, delivery.c.created_at, delivery.c.id)
@@ -78,6 +79,7 @@ queue = Table(
     Column("claimable_at", _INSTANT, nullable=False, server_default=text("now()")),
     Column("attempt", Integer, nullable=False, server_default=text("0")),  # Under way; 0: waiting.
     Column("claimed_by", Text, nullable=False, server_default=text("''")),  # For people; the attempt is the fence.
+    Column("trace", LargeBinary),  # What brought it back, of a retry; likewise.
     postgresql_with={
         "fillfactor": "70",
         "autovacuum_vacuum_scale_factor": "0.02",

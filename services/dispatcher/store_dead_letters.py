@@ -33,6 +33,12 @@ _REDRIVE = """
 class DeadLetterStore:
     """Dead letters in Postgres."""
 
+    async def total(self, tx: Transaction) -> int:
+        """How many there are, of all tenants; for metrics."""
+        row = await (await tx.raw.execute("SELECT count(*) FROM delivery WHERE dead_letter_at IS NOT NULL")).fetchone()
+        assert row is not None
+        return int(row[0])
+
     async def page(
         self, tx: Transaction, tenant: str, wanted: DeadLetterFilter, *, after: After | None, limit: int
     ) -> list[DeliveryRecord]:

@@ -1,6 +1,6 @@
 """Deliveries as they come in and are asked about. SQL only; every function runs in the caller's tx."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import Row, Select, and_, case, func, select, tuple_
 
 from libs.postgres import Transaction
+from libs.trace_points import Point
 from libs.wire import After
 from services.dispatcher.addresses import destination_of
 from services.dispatcher.delivery import Delivery, Priority, State, lane_of
@@ -24,15 +25,15 @@ Key = tuple[str, UUID]
 _ADD = """
     WITH added AS (
         INSERT INTO delivery (tenant, id, digest_id, subscriber, channel, address, lane, destination, list_id,
-            subject, html, text, json, expires_at, priority, created_at, fresh_since, state)
+            subject, html, text, json, expires_at, priority, trace, created_at, fresh_since, state)
         SELECT tenant, id, digest_id, subscriber, channel, address, lane, destination, list_id, subject, html, text,
-            json, expires_at, priority, %(now)s, %(now)s, %(pending)s
+            json, expires_at, priority, trace, %(now)s, %(now)s, %(pending)s
         FROM unnest(%(tenant)b::text[], %(id)b::uuid[], %(digest_id)b::uuid[], %(subscriber)b::text[],
                 %(channel)b::text[], %(address)b::text[], %(lane)b::text[], %(destination)b::text[],
                 %(subject)b::text[], %(html)b::text[], %(text)b::text[], %(json)b::text[],
-                %(expires_at)b::timestamptz[], %(priority)b::smallint[], %(list_id)b::text[])
+                %(expires_at)b::timestamptz[], %(priority)b::smallint[], %(list_id)b::text[], %(trace)b::bytea[])
                 AS given (tenant, id, digest_id, subscriber, channel, address, lane, destination, subject, html, text,
-                json, expires_at, priority, list_id)
+                json, expires_at, priority, list_id, trace)
         ORDER BY tenant, id
         ON CONFLICT DO NOTHING
         RETURNING tenant, id, lane, priority, destination)
@@ -42,9 +43,9 @@ _ADD = """
 
 # A delivery that is already queued, or not waiting for a retry any more, needs none.
 _MAKE_DUE = """
-    INSERT INTO queue (tenant, delivery_id, lane, priority, destination)
-    SELECT delivery.tenant, delivery.id, lane, priority, destination
-    FROM unnest(%(tenants)b::text[], %(ids)b::uuid[]) AS due (tenant, id)
+    INSERT INTO queue (tenant, delivery_id, lane, priority, destination, trace)
+    SELECT delivery.tenant, delivery.id, lane, priority, destination, due.trace
+    FROM unnest(%(tenants)b::text[], %(ids)b::uuid[], %(traces)b::bytea[]) AS due (tenant, id, trace)
     JOIN delivery ON delivery.tenant = due.tenant AND delivery.id = due.id
     WHERE state = %(retrying)s
     ORDER BY delivery.tenant, delivery.id
@@ -69,16 +70,21 @@ class DeliveryStore:
             name: [getattr(one, name) for one in deliveries] for name in Delivery.__slots__
         }
         columns["priority"] = [int(one.priority) for one in deliveries]
+        columns["trace"] = [one.trace or None for one in deliveries]
         columns["lane"] = [lane_of(one.channel) for one in deliveries]
         columns["destination"] = [destination_of(one.channel, one.address) for one in deliveries]
         cursor = await tx.raw.execute(_ADD, columns | {"now": now, "pending": State.PENDING})
         return {(tenant, delivery_id) for tenant, delivery_id in await cursor.fetchall()}
 
-    async def make_due(self, tx: Transaction, keys: Sequence[Key]) -> int:
-        """Queue deliveries that wait for a retry; returns how many did."""
-        if not keys:
+    async def make_due(self, tx: Transaction, retries: Mapping[Key, Point]) -> int:
+        """Queue deliveries that wait for a retry, with what brought them back; returns how many did."""
+        if not retries:
             return 0
-        parameters = {"tenants": [key[0] for key in keys], "ids": [key[1] for key in keys]}
+        parameters: dict[str, list[Any]] = {
+            "tenants": [tenant for tenant, _ in retries],
+            "ids": [delivery_id for _, delivery_id in retries],
+            "traces": [trace or None for trace in retries.values()],
+        }
         cursor = await tx.raw.execute(_MAKE_DUE, parameters | {"retrying": State.RETRYING}, prepare=False)
         return cursor.rowcount
 

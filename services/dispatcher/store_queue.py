@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from libs.postgres import Transaction
+from libs.trace_points import NOWHERE
 from services.dispatcher.delivery import DEAD_LETTERS, ENDED, Delivery, Priority, Reason, State
 from services.dispatcher.pipeline import Candidate, Settlement
 from services.dispatcher.suppressions import Source
@@ -25,13 +26,13 @@ Key = tuple[str, UUID]
 _CLAIMABLE = """
     SELECT q.tenant, q.delivery_id, q.attempt, d.digest_id, d.subscriber, d.channel, d.address, d.subject,
            d.html, d.text, d.json, d.expires_at, d.priority, d.list_id, d.attempts, d.budget, d.created_at,
-           d.fresh_since, clock_timestamp(),
+           d.fresh_since, clock_timestamp(), q.claimable_at, q.trace, d.trace,
            (SELECT min(s.source) FROM suppression AS s WHERE s.tenant = d.tenant AND s.channel = d.channel
                 AND s.address = CASE WHEN d.channel = 'email' THEN lower(d.address) ELSE d.address END
                 AND s.list_id IN ('', d.list_id) AND (d.list_id <> '' OR s.source <> 3))
     FROM unnest(%(lanes)b::text[], %(places)b::integer[]) AS room (lane, places)
     CROSS JOIN LATERAL (
-        SELECT tenant, delivery_id, attempt FROM queue
+        SELECT tenant, delivery_id, attempt, claimable_at, trace FROM queue
         WHERE queue.lane = room.lane AND claimable_at <= statement_timestamp() AND destination <> ALL(%(full)b::text[])
         ORDER BY priority DESC, claimable_at LIMIT room.places FOR UPDATE SKIP LOCKED) AS q
     CROSS JOIN LATERAL (SELECT * FROM delivery WHERE tenant = q.tenant AND id = q.delivery_id LIMIT 1) AS d"""
@@ -208,7 +209,8 @@ def _candidate(row: tuple[Any, ...]) -> Candidate:
     tenant, delivery_id, attempt, digest_id, subscriber, channel, address, subject, html, text, json, expires_at = row[
         :12
     ]
-    priority, list_id, attempts, budget, created_at, fresh_since, claimed_at, source = row[12:]
+    priority, list_id, attempts, budget, created_at, fresh_since, claimed_at, claimable_at, *traces, source = row[12:]
+    brought_back_by, made_by = (trace or NOWHERE for trace in traces)
     return Candidate(
         delivery=Delivery(
             tenant=tenant,
@@ -224,6 +226,7 @@ def _candidate(row: tuple[Any, ...]) -> Candidate:
             expires_at=expires_at,
             priority=Priority(priority),
             list_id=list_id,
+            trace=made_by,
         ),
         attempts=attempts,
         budget=budget,
@@ -232,4 +235,6 @@ def _candidate(row: tuple[Any, ...]) -> Candidate:
         claimed_at=claimed_at,
         is_in_doubt=attempt > 0,
         suppressed=Reason.NONE if source is None else Source(source).verdict,
+        waited=claimed_at - claimable_at,
+        trace=brought_back_by,
     )

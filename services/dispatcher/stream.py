@@ -3,7 +3,7 @@
 Nothing here knows SQL: what comes in is turned into nouns and handed to the store within the receiver's transaction.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -17,6 +17,7 @@ from libs.links.receiver import Applied, IncomingFrame, PoisonFrame
 from libs.links.sender import Sender
 from libs.postgres import Transaction
 from libs.sharding import shard_of
+from libs.trace_points import NOWHERE, Point
 from libs.wire import from_timestamp, to_timestamp
 from services.dispatcher import metrics
 from services.dispatcher.delivery import TOLD, Delivery, Priority, State
@@ -31,7 +32,7 @@ class Deliveries(Protocol):
     """What the stream needs of the store."""
 
     async def add(self, tx: Transaction, deliveries: Sequence[Delivery], *, now: datetime) -> set[tuple[str, UUID]]: ...
-    async def make_due(self, tx: Transaction, keys: Sequence[tuple[str, UUID]]) -> int: ...
+    async def make_due(self, tx: Transaction, retries: Mapping[tuple[str, UUID], Point]) -> int: ...
 
 
 class Sequences(Protocol):
@@ -52,20 +53,20 @@ class Stream:
     async def apply(self, tx: Transaction, frames: Sequence[IncomingFrame]) -> Applied:
         """See libs.links.receiver.Apply. Nothing to answer, nothing to send on."""
         deliveries: dict[tuple[str, UUID], Delivery] = {}
-        retries: list[tuple[str, UUID]] = []
-        for entry in (entry for frame in frames for entry in frame.frame.entries):
+        retries: dict[tuple[str, UUID], Point] = {}
+        for entry, trace in _traced(frames):
             match entry.WhichOneof("kind"):
                 case "delivery":
-                    delivery = _delivery(entry.tenant, entry.delivery)
+                    delivery = _delivery(entry.tenant, entry.delivery, trace)
                     deliveries.setdefault(delivery.key, delivery)
                 case "retry_delivery":
-                    retries.append((entry.tenant, _id(entry.retry_delivery.delivery_id, "delivery_id")))
+                    retries[entry.tenant, _id(entry.retry_delivery.delivery_id, "delivery_id")] = trace
                 case kind:
                     raise PoisonFrame(f"the dispatcher does not know entries of kind {kind}")
         new = await self._deliveries.add(tx, list(deliveries.values()), now=self._clock.now())
         await self._deliveries.make_due(tx, retries)
         for key in new:
-            metrics.ACCEPTED.labels(metrics.channel_label(deliveries[key].channel)).inc()
+            metrics.accepted_of(metrics.channel_label(deliveries[key].channel)).inc()
         return Applied(on_commit=self._on_work)
 
 
@@ -109,6 +110,7 @@ class Outcomes:
                 receiver="scheduler",
                 partition=shard_of(one.tenant, entity, self._shards),
                 entry=link_pb2.Entry(tenant=one.tenant, sequence=sequence, schedule_timer=timer),
+                trace=one.trace,
             )
 
 
@@ -130,10 +132,19 @@ def _outcome(one: Settlement) -> Addressed:
         reason=one.reason.value,
         end_time=to_timestamp(one.at),
     )
-    return Addressed(receiver="digest", entry=link_pb2.Entry(tenant=one.tenant, delivery_outcome=outcome))
+    entry = link_pb2.Entry(tenant=one.tenant, delivery_outcome=outcome)
+    return Addressed(receiver="digest", entry=entry, trace=one.trace)
 
 
-def _delivery(tenant: str, message: link_pb2.Delivery) -> Delivery:
+def _traced(frames: Sequence[IncomingFrame]) -> Iterator[tuple[link_pb2.Entry, Point]]:
+    """Entries, each with what caused it."""
+    for frame in frames:
+        is_traced = frame.is_traced
+        for entry in frame.frame.entries:
+            yield entry, frame.trace_of(entry) if is_traced else NOWHERE
+
+
+def _delivery(tenant: str, message: link_pb2.Delivery, trace: Point) -> Delivery:
     return Delivery(
         tenant=tenant,
         id=_id(message.id, "id"),
@@ -149,6 +160,7 @@ def _delivery(tenant: str, message: link_pb2.Delivery) -> Delivery:
         # Unspecified is normal, and so is what only a newer sender knows.
         priority=_PRIORITIES.get(message.priority, Priority.NORMAL),
         list_id=_text(message.list_id),
+        trace=trace,
     )
 
 

@@ -10,6 +10,7 @@ if __name__ == "__main__":
     main(
         service="intake",
         receivers=("scheduler", "digest"),
+        senders=("scheduler",),
         settings=ServiceSettings,
         build=build,
         directory=Path(__file__).parent,

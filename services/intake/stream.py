@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 from uuid import UUID
 
 from carillon.link.v1 import link_pb2
+from msgspec.structs import replace
 
 from libs.clock import Clock
 from libs.errors import Unavailable
@@ -24,6 +25,7 @@ from libs.links.frames import Outgoing, OutgoingFrame, Position, number
 from libs.links.receiver import Applied, IncomingFrame, PoisonFrame
 from libs.postgres import Database, Transaction
 from libs.telemetry.logs import get_logger
+from libs.trace_points import NOWHERE, Point
 from services.intake import metrics
 from services.intake.commands import NOTHING, Command, EntryOutcome
 from services.intake.payloads import MAX_ANSWERS_BYTES
@@ -243,7 +245,7 @@ class Closings:
 
     async def apply(self, tx: Transaction, frames: Sequence[IncomingFrame]) -> Applied:
         """See libs.links.receiver.Apply. A request that is over already is not closed again, and sends nothing."""
-        due = _due(frames)
+        due, causes = _due(frames), _causes(frames)
         wanted = sorted(set(due.values()))
         now = self._clock.now()
         sequence = await self._sequences.next_sequence(tx)
@@ -252,16 +254,19 @@ class Closings:
         for start in range(0, len(wanted), CLOSED_AT_ONCE):
             chunk = wanted[start : start + CLOSED_AT_ONCE]
             closings = await self._requests.close_due(tx, chunk, now, answers_bytes=MAX_ANSWERS_BYTES)
-            written = await self._write_summaries(tx, closings, sequence)
+            written = await self._write_summaries(tx, closings, sequence, causes)
             closed.update((one.tenant, one.request.id) for one in closings)
             if sum(len(frame.payload) for frame in outgoing + written) <= MAX_OUTGOING_BYTES:
                 outgoing += written
         return Applied(results=_results(due, closed), outgoing=outgoing)
 
     async def _write_summaries(
-        self, tx: Transaction, closings: Sequence[Closing], sequence: int
+        self, tx: Transaction, closings: Sequence[Closing], sequence: int, causes: Mapping[tuple[str, UUID], Point]
     ) -> list[OutgoingFrame]:
         summaries = [self._entries.summary(one) for one in closings]
+        if causes:
+            traces = (causes.get((one.tenant, one.request.id), NOWHERE) for one in closings)
+            summaries = [replace(one, trace=trace) for one, trace in zip(summaries, traces, strict=True)]
         number(summaries, sequence)
         frames, _ = self._sender.pack(summaries)
         await self._sender.insert(tx, frames)
@@ -282,6 +287,16 @@ def _due(frames: Sequence[IncomingFrame]) -> dict[tuple[UUID, int], tuple[str, U
                 raise PoisonFrame(f"entry {index} has no request_id of 16 bytes")
             due[one.id, index] = (entry.tenant, UUID(bytes=entry.request_due.request_id))
     return due
+
+
+def _causes(frames: Sequence[IncomingFrame]) -> dict[tuple[str, UUID], Point]:
+    """What closes the requests that are due, of those that are traced; the frames are ones that `_due` has taken."""
+    return {
+        (entry.tenant, UUID(bytes=entry.request_due.request_id)): frame.trace_of(entry)
+        for frame in frames
+        if frame.is_traced
+        for entry in frame.frame.entries
+    }
 
 
 def _results(

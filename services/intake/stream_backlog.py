@@ -16,8 +16,8 @@ TENANT_HEADER = "Carillon-Tenant"
 
 
 def carrier_of(tenant: str) -> dict[str, str]:
-    """The headers of a tenant's frames: the current trace, and whose they are."""
-    return traces.inject() | {TENANT_HEADER: tenant}
+    """The headers of a tenant's frames: the current trace where it is sampled, and whose they are."""
+    return traces.carried() | {TENANT_HEADER: tenant}
 
 
 class Backlogs:

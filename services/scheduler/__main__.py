@@ -10,6 +10,7 @@ if __name__ == "__main__":
     main(
         service="scheduler",
         receivers=RECEIVERS,
+        senders=("intake", "digest", "dispatcher"),
         settings=Settings,
         build=build,
         directory=Path(__file__).parent,

@@ -48,6 +48,7 @@ def scheduled(command: ScheduleTimer, *, shard: int, watermark: Mark) -> Timer |
         expires_at=command.expires_at,
         report_within=command.report_within,
         retry=command.retry,
+        trace=command.trace,
     )
 
 
@@ -64,6 +65,7 @@ def started(command: StartTimeline, timeline: Timeline, *, shard: int, watermark
             sequence=command.sequence,
             watermark=watermark,
             shard=shard,
+            trace=command.trace,
         )
 
 
@@ -102,12 +104,14 @@ def follow_ups(timer: Timer, timeline: Timeline, *, watermark: Mark) -> Iterator
             sequence=timer.sequence,
             watermark=watermark,
             shard=timer.shard,
+            trace=timer.trace,
         )
 
 
 def triggered(newest: Timer, command: TriggerSchedule, *, watermark: Mark) -> Timer:
     """A schedule's timer once more, besides its occurrences."""
-    return _extra(newest, command.id, command.due_at, fire_time(command.due_at, watermark), command.sequence)
+    timer = _extra(newest, command.id, command.due_at, fire_time(command.due_at, watermark), command.sequence)
+    return replace(timer, trace=command.trace)
 
 
 def made_up_for(
@@ -134,7 +138,8 @@ def made_up_for(
         if nominal_at in covered or (is_waiting and newest.nominal_at is not None and nominal_at > newest.nominal_at):
             continue
         timer_id = backfill_id(schedule_id, nominal_at)
-        yield replace(_extra(newest, timer_id, nominal_at, fire_at, command.sequence), nominal_at=nominal_at)
+        timer = _extra(newest, timer_id, nominal_at, fire_at, command.sequence)
+        yield replace(timer, nominal_at=nominal_at, trace=command.trace)
         fire_at += _MICROSECOND
 
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from libs.trace_points import NOWHERE, Point
 from services.scheduler.attempts import EndedAttempt, RetryPolicy
 from services.scheduler.conditions import Question, ServiceCondition
 from services.scheduler.facts import Facts
@@ -26,13 +27,14 @@ Refusal = tuple[int, str, str]
 
 
 class Command(Struct, frozen=True, kw_only=True, gc=False):
-    """What all commands have. `frame_id` and `index` say where the result goes."""
+    """What all commands have. `frame_id` and `index` say where the result goes, `trace` who caused it, if traced."""
 
     frame_id: UUID
     index: int
     tenant: str
     entity: str
     sequence: int
+    trace: Point = NOWHERE
 
     @property
     def key(self) -> Entity:
@@ -127,7 +129,11 @@ class Outcome(Struct, frozen=True, kw_only=True, gc=False):
 
 @dataclass(slots=True, kw_only=True)
 class Changes:
-    """What one shard decided in one turn. `updates`: timers that were there before, as they are now."""
+    """What one shard decided in one turn. `updates`: timers that were there before, as they are now.
+
+    For those who measure: `due`, how many timers had their time, and `due_since`, since when timers could have been
+    fired that were asked for when their due time had passed.
+    """
 
     shard: int
     inserts: dict[UUID, Timer] = field(default_factory=dict)
@@ -139,3 +145,5 @@ class Changes:
     questions: list[Question] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     watermark: Mark | None = None
+    due: int = 0
+    due_since: dict[UUID, datetime] = field(default_factory=dict)

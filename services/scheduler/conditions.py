@@ -12,6 +12,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from libs.backoff import Backoff
+from libs.trace_points import NOWHERE, Point
 
 MAX_ASKS = 3
 _BACKOFF = Backoff(first=timedelta(seconds=1), longest=timedelta(minutes=1))
@@ -45,6 +46,7 @@ class Question(Struct, frozen=True, kw_only=True):
     number: int
     condition: ServiceCondition
     about: dict[str, object]
+    trace: Point = NOWHERE
 
 
 class Answer(Struct, frozen=True, kw_only=True):

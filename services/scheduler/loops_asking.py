@@ -20,10 +20,11 @@ from uuid import UUID
 
 import aiohttp
 import msgspec
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, SpanKind
 
 from libs.business_services import BadReply, one_line, open_session, read_body, refusal
-from libs.telemetry.traces import inject, span
+from libs.telemetry import traces
+from libs.trace_points import carrier_at
 from services.scheduler import metrics
 from services.scheduler.conditions import Answer, Question
 from services.scheduler.settings import SchedulerSettings
@@ -125,9 +126,8 @@ class Asker:
     async def _ask(self, session: aiohttp.ClientSession, waiting: _Waiting) -> Answer:
         question = waiting.question
         try:
-            with span("condition", kind=SpanKind.CLIENT) as current, metrics.ANSWER_SECONDS.time():
-                current.set_attribute("carillon.service", question.condition.service)
-                reply = await self._post(session, waiting)
+            with traces.doing(_request(question)) as span, metrics.ANSWER_SECONDS.time():
+                reply = await self._post(session, waiting, span)
         except TimeoutError:
             return _answer(question, None, f"no answer within {question.condition.timeout.total_seconds():g} s")
         except (BadReply, aiohttp.ClientError, OSError) as err:
@@ -137,15 +137,16 @@ class Asker:
             return _answer(question, None, f"could not be asked: {type(err).__name__}")
         return _answer(question, reply.holds, reply.reason or "")
 
-    async def _post(self, session: aiohttp.ClientSession, waiting: _Waiting) -> _Reply:
+    async def _post(self, session: aiohttp.ClientSession, waiting: _Waiting, span: Span) -> _Reply:
         condition = waiting.question.condition
         async with session.post(
             self._services[condition.service],
             data=waiting.body,
-            headers=inject(),
+            headers=carrier_at(traces.point_in(span) or waiting.question.trace),
             timeout=aiohttp.ClientTimeout(total=condition.timeout.total_seconds()),
             allow_redirects=False,
         ) as response:
+            span.set_attribute("http.response.status_code", response.status)
             body = await read_body(response, most_bytes=MAX_ANSWER_BYTES)
         if response.status != 200:
             raise BadReply(refusal(response.status, body))
@@ -153,6 +154,15 @@ class Asker:
             return _REPLY.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             raise BadReply(f"it answered something else than holds true or false: {err}") from err
+
+
+def _request(question: Question) -> Span:
+    attributes: traces.Attributes = {
+        "http.request.method": "POST",
+        "peer.service": question.condition.service,
+        "carillon.timer.id": str(question.timer_id),
+    }
+    return traces.begin("POST", parent=question.trace, kind=SpanKind.CLIENT, attributes=attributes)
 
 
 def _answer(question: Question, holds: bool | None, reason: str, *, was_asked: bool = True) -> Answer:

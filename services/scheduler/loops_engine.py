@@ -19,55 +19,34 @@ import asyncio
 import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from libs.clock import Clock
 from libs.errors import ResourceExhausted
-from libs.links.frames import Addressed, OutgoingFrame
-from libs.links.receiver import IncomingFrame, Message, PoisonFrame, Receipt, receipts_of
+from libs.links.frames import Addressed
+from libs.links.incoming import processing
+from libs.links.receiver import IncomingFrame, Message, PoisonFrame, receipts_of
 from libs.postgres import Transaction, is_transient
 from libs.sharding import shard_of
 from services.scheduler import metrics
-from services.scheduler.commands import Changes, Command
+from services.scheduler.commands import Command
 from services.scheduler.conditions import Answer
 from services.scheduler.events import OutgoingEvent
 from services.scheduler.loops_caution import Caution
 from services.scheduler.loops_mailbox import Arrival, Mailbox
 from services.scheduler.loops_ports import Asker, Codec, Database, Events, Sender, Settlement, Store
+from services.scheduler.loops_traces import Firing
+from services.scheduler.loops_turn import Committed, Turn
 from services.scheduler.needs import Needs, needs_of_answers, needs_to_fire
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.shard import Shard
-from services.scheduler.timer import Mark, Timer
+from services.scheduler.timer import Mark
 
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.05
-
-
-@dataclass(slots=True, kw_only=True)
-class Turn:
-    """What one turn is about. `taken`: the timers it tried to fire, once it has."""
-
-    shards: dict[int, Shard]
-    arrivals: list[Arrival]
-    most_timers: int
-    answers: dict[int, list[Answer]] = field(default_factory=dict)
-    is_careful: bool = False
-    taken: dict[int, list[Timer]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
-    """What a turn made true."""
-
-    changes: list[Changes]
-    frames: list[OutgoingFrame]
-    events: list[OutgoingEvent]
-    settled: list[IncomingFrame]
-    fresh: list[IncomingFrame]
-    receipts: dict[UUID, Receipt]
 
 
 class _Lane:
@@ -232,12 +211,12 @@ class Engine:
             if turn is None:
                 return False
             try:
-                committed = await self._commit(turn)
+                committed = await self._commit_traced(turn)
             except Exception as err:  # noqa: BLE001 - outermost frame of a turn: all of it is undone, and done again.
                 await self._on_failure(turn, err)
                 return True
             self._caution.relax(turn.taken.keys(), self._settings.turn_timers)
-        await self._after_commit(committed)
+        await self._after_commit(committed, turn.firing)
         return True
 
     def _plan(self, shards: dict[int, Shard]) -> Turn | None:
@@ -259,6 +238,16 @@ class Engine:
         most_timers = self._settings.turn_timers if self._has_room else 0
         return Turn(shards={n: shards[n] for n in busy}, arrivals=arrivals, answers=answers, most_timers=most_timers)
 
+    async def _commit_traced(self, turn: Turn) -> Committed | None:
+        with processing("scheduler", [one.incoming for one in turn.arrivals]) as work, turn.firing:
+            try:
+                committed = await self._commit(turn)
+            except Exception as err:
+                work.fail(err)
+                raise
+            turn.firing.note(committed.changes if committed is not None else ())
+            return committed
+
     async def _commit(self, turn: Turn) -> Committed | None:
         """Take a turn in one transaction; None when not one of its shards was ours any more."""
         await self._read_pages(turn.shards)
@@ -275,7 +264,7 @@ class Engine:
             changes = [shard.take_changes() for shard in turn.shards.values()]
             await self._store.write(tx, changes, now)
             fired = [sent[timer.id] for one in changes for timer in one.fired]
-            frames, _ = self._sender.pack(one for one in fired if not isinstance(one, OutgoingEvent))
+            frames, _ = self._sender.pack((one for one in fired if not isinstance(one, OutgoingEvent)), {})
             events = [one for one in fired if isinstance(one, OutgoingEvent)]
             await self._sender.insert(tx, frames)
             await self._events.insert(tx, events)
@@ -334,20 +323,21 @@ class Engine:
         for timers in turn.taken.values():
             needs |= needs_to_fire(timers)
         known = await self._store.load(tx, needs)
-        encoded, broken = self._codec.encode((timer for timers in turn.taken.values() for timer in timers), now)
+        timers = [timer for timers in turn.taken.values() for timer in timers]
+        encoded, broken = self._codec.encode(timers, now, turn.firing.begin(timers))
         broken |= self._caution.blamed
         for shard in due:
             shard.fire(turn.taken[shard.number], known, now, broken)
         return encoded
 
-    async def _after_commit(self, committed: Committed | None) -> None:
+    async def _after_commit(self, committed: Committed | None, firing: Firing) -> None:
         if committed is None:
             return
         self._sender.publish(committed.frames)
         self._events.publish(committed.events)
-        self._asker.ask([question for one in committed.changes for question in one.questions])
+        self._asker.ask([firing.asking(question) for one in committed.changes for question in one.questions])
         await self._settlement.settle(committed.settled, committed.receipts, committed.fresh)
-        metrics.count_turn(committed.changes, self._clock.now())
+        metrics.count_turn(committed.changes, self._clock.now(), firing.points)
 
     # What goes wrong
 
@@ -394,6 +384,7 @@ class Engine:
         except ResourceExhausted as err:
             self._has_room = False
             log.warning("Nothing fires: the timers wait in their table.", extra={"error": str(err)})
+        metrics.FIRING_PAUSED.set(not self._has_room)
         if self._has_room and not had_room:
             self.wake()
 

@@ -92,6 +92,7 @@ class Leases:
         self._store = store
         self._replica = replica
         self._shard_count = shard_count
+        metrics.SHARDS.set(shard_count)
         self._ttl = ttl
         self._tombstones_after = tombstones_after
         self._consume = consume
@@ -165,6 +166,9 @@ class Leases:
             await self._store.release(unwanted, is_leaving=False)
             await self._nudge()
         missing = await self._take_free(wanted, situation)
+        free = {shard for shard, left in situation.lease_ends_in.items() if left <= timedelta(0)}
+        metrics.SHARDS_UNHELD.set(len(free - self._engine.epochs.keys()))
+        metrics.LIVE_REPLICAS.set(len(situation.members))
         await self._match_consumers()
         if situation.members.keys() != self._known_members:
             await self._meet(situation.members.keys())

@@ -9,6 +9,7 @@ from uuid import UUID
 from libs.links.frames import Addressed, OutgoingFrame, Position
 from libs.links.receiver import Admission, EntryResult, IncomingFrame, Message, Receipt
 from libs.postgres import Transaction
+from libs.trace_points import Point
 from services.scheduler.commands import Changes, Command, Outcome
 from services.scheduler.conditions import Question
 from services.scheduler.events import OutgoingEvent
@@ -37,7 +38,7 @@ class Codec(Protocol):
 
     def commands_of(self, incoming: IncomingFrame) -> list[Command]: ...
     def encode(
-        self, due: Iterable[Timer], now: datetime
+        self, due: Iterable[Timer], now: datetime, points: Mapping[UUID, Point]
     ) -> tuple[dict[UUID, Addressed | OutgoingEvent], dict[UUID, str]]: ...
     def results_of(self, outcomes: Sequence[Outcome]) -> Mapping[UUID, Sequence[EntryResult]]: ...
 
@@ -57,7 +58,9 @@ class Settlement(Protocol):
 class Sender(Protocol):
     """Where frames go; libs.links.sender.Sender."""
 
-    def pack(self, addressed: Iterable[Addressed]) -> tuple[list[OutgoingFrame], list[Position]]: ...
+    def pack(
+        self, addressed: Iterable[Addressed], carrier: Mapping[str, str]
+    ) -> tuple[list[OutgoingFrame], list[Position]]: ...
     async def insert(self, tx: Transaction, frames: Sequence[OutgoingFrame]) -> None: ...
     def publish(self, frames: Sequence[OutgoingFrame]) -> None: ...
     def check_room(self, receivers: Iterable[str]) -> None: ...

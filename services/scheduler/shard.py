@@ -142,7 +142,7 @@ class Shard:
         if timer is None:
             return 0, (_FAILED_PRECONDITION, "NEVER_DUE", "the recurrence has no occurrence after its acceptance")
         self._draft.made.add(command.id)
-        return self._accept(timer, known, now), None
+        return self._accept(timer, known, now, since=command.accepted_at), None
 
     def _start(self, command: StartTimeline, known: Known, now: datetime) -> tuple[int, Refusal | None]:
         timeline = known.newest_timelines.get((command.tenant, command.timeline))
@@ -159,7 +159,8 @@ class Shard:
         newest = self._draft.newest(command.schedule_id, command.key, known)
         if newest is None or newest.state is State.CANCELLED:
             return 0, _no_schedule(command.schedule_id)
-        return self._accept(births.triggered(newest, command, watermark=self.watermark), known, now), None
+        timer = births.triggered(newest, command, watermark=self.watermark)
+        return self._accept(timer, known, now, since=command.due_at), None
 
     def _backfill(self, command: BackfillSchedule, known: Known, now: datetime) -> tuple[int, Refusal | None]:
         newest = self._draft.newest(command.schedule_id, command.key, known)
@@ -173,13 +174,18 @@ class Shard:
         missing = births.made_up_for(newest, command, times, past, watermark=self.watermark)
         return sum(self._accept(one, known, now) for one in missing if self._draft.now(one.id) is None), None
 
-    def _accept(self, timer: Timer, known: Known, now: datetime) -> int:
+    def _accept(self, timer: Timer, known: Known, now: datetime, *, since: datetime | None = None) -> int:
         """Store a new timer, as the orders accepted after it leave it; returns how many now wait because of it."""
         if timer.sequence:
             later = self._draft.tombstones((timer.tenant, timer.entity), known, after=timer.sequence)
             timer = self._obedient(timer, later, now)
         self._insert(timer)
+        self._note_due(timer, since or now)
         return int(timer.state is not State.CANCELLED)
+
+    def _note_due(self, timer: Timer, since: datetime) -> None:
+        if timer.state is State.SCHEDULED and timer.due_at < since:
+            self._draft.changes.due_since[timer.id] = since
 
     def _insert(self, timer: Timer) -> None:
         self._draft.insert(timer)
@@ -221,6 +227,8 @@ class Shard:
                 before.append(timer)
                 after.append(self._obedient(obedient, later, now))
         self._replace(before, after)
+        for timer in after:
+            self._note_due(timer, now)
         self._release_buffered((timer for timer in after if timer.state is State.CANCELLED), known)
         self._bury(command)
         already_left = sum(timer.state is State.AWAITING for timer in before)
@@ -315,6 +323,7 @@ class Shard:
         if not timers:
             return
         self.watermark = self._draft.changes.watermark = timers[-1].mark
+        self._draft.changes.due = len(timers)
         for timer in timers:
             if timer.is_plain and not broken:
                 self._draft.changes.fired.append(timer)

@@ -80,6 +80,7 @@ class TurnStore:
 
     def __init__(self) -> None:
         self._timelines: dict[tuple[str, str, int], Timeline] = {}
+        self._servers: dict[int, tuple[int, datetime]] = {}
 
     async def fence(self, tx: Transaction, epochs: Mapping[int, int], *, longest_pause: timedelta) -> set[int]:
         """Lock the shards that we hold in these epochs until the end of the transaction, and return them.
@@ -87,9 +88,14 @@ class TurnStore:
         `longest_pause`: Postgres ends the transaction when this process stands still in it for longer (in the middle
         of a COPY: for as long as a statement may take); otherwise a stopped process would keep its successors waiting
         at these locks.
+
+        A shard that was ours on a server that has been started anew since, or on another one, is not any more: after a
+        failover to a replica that lagged, the shard's memory would be ahead of its rows, and what it remembers to have
+        fired would never fire again. It is taken anew, and read from what there is.
         """
         cursor = await tx.raw.execute(
-            "SELECT shard, set_config('idle_in_transaction_session_timeout', %s, true),"
+            "SELECT shard, epoch, pg_postmaster_start_time(),"
+            " set_config('idle_in_transaction_session_timeout', %s, true),"
             " set_config('statement_timeout', %s, true) FROM shard"
             " JOIN unnest(%s::int[], %s::bigint[]) AS ours (shard, epoch) USING (shard, epoch)"
             " ORDER BY shard FOR NO KEY UPDATE OF shard",
@@ -100,7 +106,16 @@ class TurnStore:
                 list(epochs.values()),
             ),
         )
-        return {row[0] for row in await cursor.fetchall()}
+        return {row[0] for row in await cursor.fetchall() if self._is_same_server(*row[:3])}
+
+    def _is_same_server(self, shard: int, epoch: int, started_at: datetime) -> bool:
+        """Whether the shard's transactions in this epoch were all on the server that was started then."""
+        known_epoch, known_started_at = self._servers.get(shard, (epoch, started_at))
+        if known_epoch == epoch and known_started_at != started_at:
+            self._timelines.clear()  # A version of the same number may be another one there.
+            return False
+        self._servers[shard] = epoch, started_at
+        return True
 
     async def pages(self, tx: Transaction, after: Mapping[int, Mark], limit: int) -> dict[int, list[Timer]]:
         """For each shard its next `limit` waiting timers after a mark, in firing order."""

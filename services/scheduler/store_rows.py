@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from psycopg.types.json import Jsonb
 
+from libs.trace_points import NOWHERE
 from services.scheduler.attempts import RetryPolicy
 from services.scheduler.conditions import ServiceCondition
 from services.scheduler.recurrence import Recurrence
@@ -35,12 +36,14 @@ _PLAIN = (
 COLUMNS = (
     *_PLAIN,
     *("state", "target_kind", "recurrence", "asked", "retry", "run_id", "timeline", "timeline_version", "step"),
+    "trace",
 )
 TYPES = (
     *("uuid", "int4", "timestamptz", "timestamptz", "text", "text", "text", "bytea", "int8", "uuid", "int4"),
     *("timestamptz", "text", "timestamptz", "interval", "int2", "bool", "int2", "timestamptz"),
     *("text", "timestamptz", "text"),
     *("int2", "int2", "jsonb", "jsonb", "jsonb", "uuid", "text", "int4", "text"),
+    "bytea",
 )
 SELECT = f"SELECT {', '.join(f'timer.{column}' for column in COLUMNS)} FROM timer"  # noqa: S608
 
@@ -71,6 +74,7 @@ def row_of(timer: Timer) -> tuple[object, ...]:
         _json_of(timer.asked),
         _json_of(timer.retry),
         *((step.run_id, step.timeline, step.version, step.step) if step is not None else _NO_STEP),
+        timer.trace or None,
     )
 
 
@@ -80,7 +84,7 @@ def _json_of(part: Recurrence | ServiceCondition | RetryPolicy | None) -> Jsonb 
 
 def timer_of(row: tuple[Any, ...], *, has_fired: bool = False) -> Timer:
     """The timer in a row selected by SELECT; `has_fired` says that it is behind its shard's watermark."""
-    *_, state, target_kind, recurrence, asked, retry, run_id, timeline, version, step = row
+    *_, state, target_kind, recurrence, asked, retry, run_id, timeline, version, step, trace = row
     return Timer(
         # One by one: from a dictionary it costs twice as much, and a herd comes through here.
         id=row[0],
@@ -111,6 +115,7 @@ def timer_of(row: tuple[Any, ...], *, has_fired: bool = False) -> Timer:
         asked=None if asked is None else msgspec.convert(asked, ServiceCondition),
         retry=None if retry is None else msgspec.convert(retry, RetryPolicy),
         step_of=None if run_id is None else StepOf(run_id=run_id, timeline=timeline, version=version, step=step),
+        trace=trace or NOWHERE,
     )
 
 

@@ -88,6 +88,7 @@ timer = Table(
     Column("last_error", Text),
     Column("decided_at", _INSTANT),
     Column("note", Text),
+    Column("trace", LargeBinary),  # What set it, 24 bytes (libs.trace_points); null where nobody traces that.
     # As Timer.is_under_way. A column of its own, because an index with `state` in its predicate would end HOT for all.
     Column(
         "is_under_way",

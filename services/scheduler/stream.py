@@ -8,6 +8,7 @@ from uuid import UUID
 from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import timer_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
+from msgspec.structs import replace
 
 from libs.links.receiver import IncomingFrame, PoisonFrame
 from libs.recurrence import Fold, Gap, Rule
@@ -42,11 +43,15 @@ _ASK_TIMEOUT = timedelta(seconds=5)
 def commands_of(incoming: IncomingFrame) -> list[Command]:
     """The commands in a frame, in order. Raises PoisonFrame when one cannot be understood."""
     try:
-        return [_command(incoming.id, index, entry) for index, entry in enumerate(incoming.frame.entries)]
+        commands = [_command(incoming.id, index, entry) for index, entry in enumerate(incoming.frame.entries)]
     except PoisonFrame:
         raise
     except Exception as err:
         raise PoisonFrame(f"an entry cannot be understood: {type(err).__name__}: {err}") from err
+    if not incoming.is_traced:
+        return commands
+    entries = incoming.frame.entries
+    return [replace(one, trace=incoming.trace_of(entry)) for one, entry in zip(commands, entries, strict=True)]
 
 
 def _command(frame_id: UUID, index: int, entry: link_pb2.Entry) -> Command:

@@ -13,7 +13,7 @@ import orjson
 from carillon.scheduler.v1 import timer_pb2
 
 from libs.ids import derived_id
-from libs.telemetry import traces
+from libs.trace_points import NOWHERE, Point, carrier_at
 from services.scheduler.events import STREAM, OutgoingEvent, subject_of
 from services.scheduler.timer import Timer
 
@@ -28,12 +28,12 @@ _HEADERS = {
 
 
 def encode_event(
-    timer: Timer, event: timer_pb2.EventContent, *, attempt: int, deadline: datetime | None
+    timer: Timer, event: timer_pb2.EventContent, *, attempt: int, deadline: datetime | None, trace: Point = NOWHERE
 ) -> OutgoingEvent:
     """The event of one attempt, from 1. `deadline`: when its report must have come; None when none is expected.
 
     The payload goes out as it came in (intake has checked that it is a JSON object), so that no number changes its
-    digits. The current trace goes with it as the extension Distributed Tracing.
+    digits. The trace of its firing goes with it as the extension Distributed Tracing.
     """
     event_id = derived_id("event", timer.id, attempt)
     attributes: dict[str, Any] = {
@@ -55,7 +55,7 @@ def encode_event(
         attributes["carillondeadline"] = _rfc3339(deadline)
     if timer.step_of is not None:
         attributes |= {"carillontimeline": timer.step_of.timeline, "carillonstep": timer.step_of.step}
-    attributes |= traces.inject()
+    attributes |= carrier_at(trace)
     attributes["data"] = orjson.Fragment(event.payload or "{}")
     return OutgoingEvent(
         id=event_id,

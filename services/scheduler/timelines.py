@@ -7,6 +7,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from libs.ids import derived_id
+from libs.trace_points import Point
 from services.scheduler.attempts import RetryPolicy
 from services.scheduler.conditions import ServiceCondition
 from services.scheduler.timer import Mark, StepOf, TargetKind, Timer, fire_time
@@ -64,6 +65,7 @@ def step_timer(
     sequence: int,
     watermark: Mark,
     shard: int,
+    trace: Point,
 ) -> Timer:
     """The timer of a run's step, to fire at `due_at` or just after the watermark; its type is the timeline's name."""
     timer_id = step_timer_id(run_id, step.name)
@@ -84,4 +86,5 @@ def step_timer(
         report_within=step.report_within,
         retry=step.retry,
         step_of=StepOf(run_id=run_id, timeline=timeline.name, version=timeline.version, step=step.name),
+        trace=trace,
     )

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from libs.trace_points import NOWHERE, Point
 from services.scheduler.attempts import RetryPolicy
 from services.scheduler.conditions import ServiceCondition
 from services.scheduler.recurrence import Recurrence
@@ -86,7 +87,7 @@ class Timer(Struct, frozen=True, kw_only=True, gc=False):
 
     `nominal_at`: an occurrence's time by its rule. `asks` and `holds`: how often its condition's service was asked, and
     what it said. `report_within`: how long the service that gets its event may take to report; None: no report is
-    expected.
+    expected. `trace`: what set it, where that is traced; what it does links to that.
     """
 
     id: UUID
@@ -117,6 +118,7 @@ class Timer(Struct, frozen=True, kw_only=True, gc=False):
     state: State = State.SCHEDULED
     decided_at: datetime | None = None
     note: str | None = None
+    trace: Point = NOWHERE
 
     @property
     def is_plain(self) -> bool:

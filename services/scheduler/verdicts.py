@@ -10,6 +10,7 @@ AWAITING (no report) ─▶ RETRYING · in the end FAILED; see `after_failure`
 import json
 from collections.abc import Collection, Mapping
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from msgspec.structs import replace
@@ -22,6 +23,18 @@ from services.scheduler.timer import Mark, State, Timer, fire_time
 
 _MAX_NOTE = 4_096
 _DEFAULT_RETRY = RetryPolicy()
+_MISSED = "it came due while nothing could fire"
+_OVERLAP = "the occurrence before it has no outcome yet"
+
+
+class Skip(StrEnum):
+    """Why a timer was skipped: too late, the occurrence before it, its condition, a service's no, or its silence."""
+
+    MISSED = "missed"
+    OVERLAP = "overlap"
+    CONDITION = "condition"
+    ANSWER = "answer"
+    NO_ANSWER = "no_answer"
 
 
 def at_its_time(
@@ -50,13 +63,13 @@ def _kept_back(timer: Timer, siblings: Collection[Timer], now: datetime) -> Time
         return None
     if timer.recurrence.is_missed(timer.due_at, timer.nominal_at or timer.due_at, now):
         late_s = (now - timer.due_at).total_seconds()
-        return ended(timer, State.SKIPPED, now, note_of(skipped="it came due while nothing could fire", late_s=late_s))
+        return ended(timer, State.SKIPPED, now, note_of(skipped=_MISSED, late_s=late_s))
     if timer.recurrence.overlap is Overlap.ALLOW or not siblings:
         return None
     is_room = all(one.state is not State.BUFFERED for one in siblings)
     if timer.recurrence.overlap is Overlap.BUFFER_ONE and is_room:
         return replace(timer, state=State.BUFFERED)
-    return ended(timer, State.SKIPPED, now, note_of(skipped="the occurrence before it has no outcome yet"))
+    return ended(timer, State.SKIPPED, now, note_of(skipped=_OVERLAP))
 
 
 def _decided(timer: Timer, facts: Mapping[str, Any], now: datetime) -> Timer:
@@ -150,6 +163,19 @@ def ended(timer: Timer, state: State, now: datetime, note: str | None = None) ->
 def failed(timer: Timer, error: str, now: datetime, note: str | None = None) -> Timer:
     """Failed for good."""
     return replace(timer, state=State.FAILED, decided_at=now, last_error=error[:MAX_ERROR], note=note)
+
+
+def skip_of(timer: Timer) -> Skip:
+    """Why a SKIPPED timer was skipped, as its note has it."""
+    match json.loads(timer.note or "{}"):
+        case {"skipped": words}:
+            return Skip.MISSED if words == _MISSED else Skip.OVERLAP
+        case {"no_answer": _}:
+            return Skip.NO_ANSWER
+        case {"asked": _}:
+            return Skip.ANSWER
+        case _:  # A condition's may have been cut off, because of the facts in it.
+            return Skip.CONDITION
 
 
 def note_of(**parts: object) -> str:

@@ -21,11 +21,15 @@ def token_of(tenant: str) -> str:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One replica of each service; every tenant of TENANTS has a token."""
     directory = tmp_path_factory.mktemp("guarded")
+    with Stack(Path(directory / "stack"), env=guarded_env(directory)) as stack:
+        yield stack
+
+
+def guarded_env(directory: Path) -> dict[str, str]:
+    """What a stack's services are told to be so, with a file in this directory."""
     tokens = directory / "tokens.json"
     tokens.write_text(json.dumps({"tokens": [_entry(tenant) for tenant in TENANTS]}))
-    env = {"CARILLON_AUTH_MODE": "tokens", "CARILLON_AUTH_TOKENS_FILE": str(tokens)}
-    with Stack(Path(directory / "stack"), env=env) as stack:
-        yield stack
+    return {"CARILLON_AUTH_MODE": "tokens", "CARILLON_AUTH_TOKENS_FILE": str(tokens)}
 
 
 def _entry(tenant: str) -> dict[str, str]:

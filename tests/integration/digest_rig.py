@@ -32,6 +32,7 @@ from services.digest import (
     store_rendering,
     store_stories,
     store_subscribers,
+    store_traces,
     store_views,
     store_windows,
 )
@@ -107,7 +108,10 @@ class Rig:
         frame_id = new_id()
         frame = link_pb2.Frame(id=frame_id.bytes, sender="intake", receiver="digest", entries=entries)
         async with self.db.transaction() as tx:
-            return await self.inlet.apply(tx, [IncomingFrame(id=frame_id, frame=frame, message=_NoMessage())])
+            incoming = IncomingFrame(
+                id=frame_id, frame=frame, message=_NoMessage(), has_traces=any(one.trace for one in entries)
+            )
+            return await self.inlet.apply(tx, [incoming])
 
     async def result(self, entry: link_pb2.Entry) -> link_pb2.EntryResult:
         """Apply one entry and return what came of it."""
@@ -333,6 +337,7 @@ async def replica(
                 db=db,
                 claims=aside,
                 store=store_rendering,
+                traced=store_traces,
                 press=press,
                 post=Post(sender=sender, windows=store_windows),
                 timers=timers,

@@ -9,7 +9,7 @@ import pytest
 from carillon.digest.v1 import digest_pb2 as pb
 from carillon.link.v1 import link_pb2
 
-from libs.ids import new_id
+from libs.ids import id_time, new_id
 from libs.links.receiver import IncomingFrame
 from libs.postgres import FEW_ROWS, Transaction
 from tests.integration.digest_rig import START, Rig, migrate, replica
@@ -60,6 +60,24 @@ def trying(rig: Rig) -> list[link_pb2.Entry]:
         )
         for number, text in enumerate(texts)
     ]
+
+
+async def test_what_is_sent_alone_has_the_same_window_when_postgres_has_forgotten_it(rig: Rig) -> None:
+    """As after a restore: its Message-ID follows from the window, so a mailbox can tell that it has it already."""
+    await rig.subscribe("ann", "immediate")
+    entry = rig.notification("ann", at=START)
+    other = rig.notification("ann", at=START)
+    await rig.apply(entry, other)
+    windows = await rows(rig, "SELECT notification_id, window_id FROM item ORDER BY 1")
+    assert len({window_id for _, window_id in windows}) == 2
+    assert {window_id.version for _, window_id in windows} == {7}
+    assert {id_time(window_id) for _, window_id in windows} == {START}
+    async with rig.db.transaction() as tx:
+        await tx.raw.execute("DELETE FROM notification")
+        await tx.raw.execute("DELETE FROM item")
+        await tx.raw.execute("DELETE FROM digest_window")
+    await rig.apply(other, entry)
+    assert await rows(rig, "SELECT notification_id, window_id FROM item ORDER BY 1") == windows
 
 
 async def test_notifications_are_stored_as_they_came_however_many_come_at_once(rig: Rig) -> None:

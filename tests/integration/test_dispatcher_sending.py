@@ -422,10 +422,15 @@ async def test_housekeeping_measures_the_queue_and_forgets_old_keys(rig: Rig) ->
             " FROM unnest(ARRAY['8 days', '6 days']) AS age"
         )
     await Housekeeping(
-        db=rig.db, queue=rig.queue, keys=KeyStore(), bounces=BounceStore(times=1), lanes=LANES
+        db=rig.db,
+        queue=rig.queue,
+        dead_letters=rig.dead_letters,
+        keys=KeyStore(),
+        bounces=BounceStore(times=1),
+        lanes=LANES,
     ).run_once()
     assert [metrics.QUEUED.labels(lane)._value.get() for lane in ("log", "email", "webhook")] == [2, 1, 0]
-    assert metrics.OLDEST_QUEUED_SECONDS._value.get() > 0
+    assert metrics.OLDEST_QUEUED_SECONDS.labels("email")._value.get() > 0
     async with rig.db.read() as tx:
         keys = await (await tx.raw.execute("SELECT key FROM idempotency_key")).fetchall()
     assert keys == [("6 days",)]

@@ -1,5 +1,7 @@
 """The client's channel: credentials on every shape of call, and retries only where repeating is harmless."""
 
+import asyncio
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -7,8 +9,9 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from libs.errors import Unavailable
 from libs.rpc import tenant_of
-from libs.rpc_client import refusal_of
-from tests.integration.rpc_probe import SERVICE
+from libs.rpc_client import connect, refusal_of
+from libs.settings import GrpcSettings
+from tests.integration.rpc_probe import SERVICE, ProbeStub
 from tests.integration.test_rpc_server import refused, running
 
 
@@ -53,6 +56,23 @@ async def test_an_unavailable_call_is_repeated_where_the_caller_says_so() -> Non
             rpc.probe.behave = behave = FailingOnce()
             assert (await rpc.stub.Say(StringValue(value="again"))).value == "again"
             assert behave.calls == 2
+
+
+async def test_of_many_processes_those_that_stop_get_no_more_calls() -> None:
+    """From the moment they say so, while they would still answer; and nobody repeats anything."""
+    settings = GrpcSettings(drain_delay=timedelta(seconds=1), drain_timeout=timedelta(seconds=3))
+    async with running(settings) as stopping, running(settings) as staying:
+        address = f"ipv4:{stopping.server.address},{staying.server.address}"
+        async with connect(address, is_many=True) as channel:
+            stub = ProbeStub(channel)
+            async with asyncio.timeout(10):
+                while not (stopping.probe.requests and staying.probe.requests):
+                    await stub.Say(StringValue(value="both"))
+            drain = asyncio.create_task(stopping.server.drain())
+            while not drain.done():
+                assert (await stub.Say(StringValue(value="one"))).value == "one"
+                await asyncio.sleep(0.005)
+        await drain
 
 
 async def test_a_token_that_changes_is_asked_for_each_call() -> None:

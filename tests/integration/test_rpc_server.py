@@ -34,7 +34,7 @@ class Running:
         self.stub = ProbeStub(channel)
 
     def metric(self, name: str, **labels: str) -> float | None:
-        return self.registry.get_sample_value(name, {"service": SERVICE, "method": "Say", **labels})
+        return self.registry.get_sample_value(name, {"rpc_service": SERVICE, "method": "Say", **labels})
 
 
 @asynccontextmanager

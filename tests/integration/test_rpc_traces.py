@@ -7,15 +7,13 @@ from typing import Any
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from libs.errors import NotFound
-from libs.settings import TelemetrySettings
-from libs.telemetry.traces import inject, provider_of
+from libs.telemetry.traces import inject
 from tests.integration.rpc_probe import SERVICE
 from tests.integration.test_rpc_server import behaving, raising, refused, running
+from tests.support.spans import recorded
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -23,13 +21,9 @@ TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
-    """The spans made in this test, although OpenTelemetry lets a process set its provider only once."""
-    exporter = InMemorySpanExporter()
-    provider = provider_of(TelemetrySettings(), Resource.get_empty(), SimpleSpanProcessor(exporter))
-    monkeypatch.setattr("libs.telemetry.traces.trace.get_tracer", provider.get_tracer)
-    monkeypatch.setattr("libs.telemetry.traces.trace.get_tracer_provider", lambda: provider)
-    yield exporter
-    provider.shutdown()
+    """The spans made in this test."""
+    with recorded(monkeypatch) as exporter:
+        yield exporter
 
 
 async def test_a_callers_trace_context_passes_through_without_any_tracing() -> None:

@@ -7,11 +7,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from pydantic import SecretStr
 
 from libs.ids import new_id
+from libs.trace_points import carrier_at, point_of
 from services.scheduler import loops_asking, metrics
 from services.scheduler.conditions import Answer, NoAnswer, Question, ServiceCondition
 from services.scheduler.loops_asking import MAX_ANSWER_BYTES, MAX_REASON, Asker
@@ -96,19 +98,25 @@ async def test_the_service_is_asked_as_the_contract_says() -> None:
 
 
 async def test_a_question_is_a_span_that_the_service_can_continue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """W3C traceparent; without a tracer none is sent, and no token where none is set."""
-    service = ConditionService(says(True))
+    """Or its firing, where no spans are made; no traceparent where nobody traces that, no token where none is set."""
+    service, firing = ConditionService(says(True)), bytes(range(24))
     async with service.listening(), asking(condition_services={"crm": service.url}) as it:
         it.asker.ask([question()])
         await it.answered(1)
-        monkeypatch.setattr(trace, "get_tracer", TracerProvider(shutdown_on_exit=False).get_tracer)
-        it.asker.ask([question()])
+        it.asker.ask([replace(question(), trace=firing)])
         await it.answered(2)
-    first, second = service.requests
+        provider = TracerProvider(shutdown_on_exit=False)
+        monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+        monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+        it.asker.ask([replace(question(), trace=firing)])
+        await it.answered(3)
+    first, second, third = service.requests
     assert "traceparent" not in first.headers
     assert "Authorization" not in first.headers
-    version, trace_id, span_id, _ = second.headers["traceparent"].split("-")
-    assert (version, len(trace_id), len(span_id)) == ("00", 32, 16)
+    assert second.headers["traceparent"] == carrier_at(firing)["traceparent"]
+    own = point_of(third.headers)
+    assert own[:16] == firing[:16]
+    assert own[16:] != firing[16:]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ async def test_a_frame_whose_command_raises_is_buried_alone_and_its_siblings_are
         handle(self, commands, *rest)
 
     monkeypatch.setattr(Shard, "handle", raising)
-    deferred = metrics.DEFERRED_FRAMES.labels("digest")
+    metrics.know(receivers=(), senders=["digest"])
+    deferred = metrics.come_from("digest").deferred_frames
     before = deferred._value.get()
     siblings = [f"e{n}" for n in range(40)] + [f"x{n}" for n in range(1000) if _shard(f"x{n}") == _shard("bad")][:10]
     bad_id = await _post(world, world.peer.timer("bad", START), _shard("bad"))

@@ -11,6 +11,7 @@ import pytest
 
 from libs.ids import new_id
 from libs.wire import from_timestamp
+from local.servers import PostgresServer
 from services.scheduler import metrics
 from services.scheduler.store import TurnStore
 from services.scheduler.store_leases import LeaseStore
@@ -93,6 +94,26 @@ async def test_inv3_the_fence_holds_until_the_transaction_ends(world: SchedulerW
         assert held == {1}
         assert {grant.shard for grant in await store.take(range(SHARDS))} == set(range(SHARDS)) - {1}
     assert {grant.shard for grant in await store.take([1])} == {1}
+
+
+async def test_a_shard_is_taken_anew_on_a_server_that_was_started_since(
+    private_postgres: PostgresServer, open_database: OpenDatabase, open_bus: OpenBus
+) -> None:
+    """It may be a replica that lagged, without what the shard remembers; the next epoch begins with what there is."""
+    async with scheduler_world(private_postgres.url, open_database, open_bus) as world:
+        leases, turns = LeaseStore(world.db, replica="a", ttl=MINUTE), TurnStore()
+        await leases.ensure_shards(SHARDS)
+
+        async def held(epoch: int) -> set[int]:
+            async with world.db.transaction() as tx:
+                return await turns.fence(tx, {1: epoch}, longest_pause=SECOND)
+
+        [grant] = await leases.take([1])
+        assert await held(grant.epoch) == {1}
+        await asyncio.to_thread(private_postgres.restart)
+        assert await held(grant.epoch) == set()
+        [grant] = await leases.take([1])
+        assert await held(grant.epoch) == {1}
 
 
 @pytest.mark.parametrize("stops_in", ["renew", "turn"])

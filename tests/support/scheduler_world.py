@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +49,7 @@ class Peer:
     sender: Sender
     tenant: str = "acme"
     notifications: list[link_pb2.Notification] = field(default_factory=list)
+    traces: list[bytes] = field(default_factory=list)
     has_news: asyncio.Condition = field(default_factory=asyncio.Condition)
     sequence: int = 0
     arrived_at: list[datetime] = field(default_factory=list)
@@ -109,6 +110,7 @@ class Peer:
         async with self.has_news:
             for one in frames:
                 self.notifications += [entry.notification for entry in one.frame.entries]
+                self.traces += [replace(one, points={}).trace_of(entry) for entry in one.frame.entries]
                 self.arrived_at += [datetime.now(UTC)] * len(one.frame.entries)
             self.has_news.notify_all()
         return Applied()

@@ -20,6 +20,8 @@ class Monotonic:
 
     def __init__(self) -> None:
         self.now_s = 12_345.0
+        self.wall_s = ORIGIN.timestamp() - self.now_s
+        """What this machine's clock adds to it."""
 
     def __call__(self) -> float:
         return self.now_s
@@ -27,9 +29,10 @@ class Monotonic:
 
 @pytest.fixture
 def monotonic(monkeypatch: pytest.MonkeyPatch) -> Monotonic:
-    """Stands in for time.monotonic within libs.clock."""
+    """Stands in for time.monotonic, and time.time, within libs.clock."""
     clock = Monotonic()
-    monkeypatch.setattr("libs.clock.time", type("Time", (), {"monotonic": staticmethod(clock)}))
+    wall = staticmethod(lambda: clock.wall_s + clock.now_s)
+    monkeypatch.setattr("libs.clock.time", type("Time", (), {"monotonic": staticmethod(clock), "time": wall}))
     return clock
 
 

@@ -1,6 +1,9 @@
 """libs.links.frames: packing and parsing."""
 
 import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,6 +17,8 @@ from libs.links.frames import (
     MAX_FRAME_ENTRIES,
     Addressed,
     BadFrame,
+    Encoded,
+    Outgoing,
     OutgoingFrame,
     all_subjects,
     pack,
@@ -22,6 +27,8 @@ from libs.links.frames import (
     stream_name,
     subject_of,
 )
+from libs.links.incoming import IncomingFrame
+from libs.trace_points import carrier_at
 
 FRAME = link_pb2.Frame(id=new_id().bytes, sender="intake", receiver="digest").SerializeToString()
 
@@ -35,6 +42,58 @@ def entries_of(frame: OutgoingFrame) -> list[int]:
     """What the receiver will read."""
     _, message = parse_frame(frame.payload, receiver=frame.receiver)
     return [one.sequence for one in message.entries]
+
+
+class TestTraces:
+    """What caused an entry travels with it."""
+
+    ONE, OTHER = bytes(range(1, 25)), bytes(range(2, 26))
+
+    def packed(self, *traces: bytes) -> IncomingFrame:
+        """A frame as it comes in, of serialised and other entries by turns."""
+        frames, _ = pack("intake", [self.addressed(number, trace) for number, trace in enumerate(traces)], {"a": "b"})
+        (frame,) = frames
+        return IncomingFrame.of(_Message(frame.payload, frame.headers), receiver="digest")
+
+    def addressed(self, number: int, trace: bytes) -> Outgoing:
+        """One of them."""
+        if number % 2:
+            return Encoded(receiver="digest", body=entry(number).SerializeToString(), trace=trace)
+        return Addressed(receiver="digest", entry=entry(number), trace=trace)
+
+    def test_one_for_all_entries_is_a_header(self) -> None:
+        """As in a frame that intake packs; the entries stay as they are."""
+        frame = self.packed(self.ONE, self.ONE)
+        assert frame.headers == {"a": "b", **carrier_at(self.ONE)}
+        assert [frame.trace_of(one) for one in frame.frame.entries] == [self.ONE, self.ONE]
+        assert not any(one.trace for one in frame.frame.entries)
+
+    def test_of_several_each_entry_has_its_own(self) -> None:
+        """And those of nobody have none; where the work goes on in a span, that is what causes the rest."""
+        frame = self.packed(self.ONE, b"", self.OTHER)
+        assert [frame.trace_of(one) for one in frame.frame.entries] == [self.ONE, b"", self.OTHER]
+        going_on = replace(frame, points={self.OTHER: b"x" * 24})
+        assert [going_on.trace_of(one) for one in frame.frame.entries] == [self.ONE, b"", b"x" * 24]
+
+    def test_of_nobody_nothing_is_said(self) -> None:
+        """Not a byte more than without tracing."""
+        frame = self.packed(b"", b"")
+        assert (frame.is_traced, frame.headers) == (False, {"a": "b"})
+
+    def test_an_entry_that_says_nonsense_is_nobodys(self) -> None:
+        """It may come from a newer sender, or a worse one."""
+        frame = IncomingFrame(id=new_id(), frame=link_pb2.Frame(), message=_Message(b"", {}), has_traces=True)
+        assert frame.trace_of(link_pb2.Entry(trace=b"short")) == b""
+
+
+class _Message:
+    num_delivered = 1
+
+    def __init__(self, data: bytes, headers: Mapping[str, str]) -> None:
+        self.data, self.headers = data, headers
+
+    async def ack(self) -> None: ...
+    async def nak(self, delay: timedelta) -> None: ...
 
 
 def test_nothing_packs_to_nothing() -> None:

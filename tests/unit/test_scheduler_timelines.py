@@ -46,6 +46,7 @@ def test_a_steps_timer_carries_where_it_comes_from() -> None:
             sequence=5,
             watermark=mark,
             shard=2,
+            trace=b"",
         )
         for mark in (BEGINNING, watermark)
     ]

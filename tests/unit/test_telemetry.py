@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry, Counter
 from libs.settings import HttpSettings, LogFormat, LogLevel, TelemetrySettings
 from libs.telemetry.http import Readiness, TelemetryHttp, add_build_info
 from libs.telemetry.logs import configure_logs, get_logger
-from libs.telemetry.traces import Traces, extract, inject, span
+from libs.telemetry.traces import extract, inject, span
+from libs.telemetry.traces_export import Traces
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CARRIER = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
@@ -165,7 +166,7 @@ class TestHttp:
             text = await answer.text()
         assert answer.headers["Content-Type"].startswith("text/plain")
         assert "carillon_bells_total 3.0" in text
-        assert 'carillon_build_info{python="3.' in text
+        assert 'carillon_build_info{component="intake",python="3.' in text
         assert 'version="1.2.3"' in text
 
     async def test_metrics_are_openmetrics_where_asked(self) -> None:

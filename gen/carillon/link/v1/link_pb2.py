@@ -26,61 +26,61 @@ from carillon.scheduler.v1 import timer_pb2 as carillon_dot_scheduler_dot_v1_dot
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61rillon/link/v1/link.proto\x12\x10\x63\x61rillon.link.v1\x1a!carillon/scheduler/v1/timer.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"r\n\x05\x46rame\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x10\n\x08receiver\x18\x03 \x01(\t\x12\x11\n\tpartition\x18\x04 \x01(\r\x12(\n\x07\x65ntries\x18\x05 \x03(\x0b\x32\x17.carillon.link.v1.Entry\"\x82\x08\n\x05\x45ntry\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x39\n\x0eschedule_timer\x18\n \x01(\x0b\x32\x1f.carillon.link.v1.ScheduleTimerH\x00\x12\x37\n\rcancel_timers\x18\x0b \x01(\x0b\x32\x1e.carillon.link.v1.CancelTimersH\x00\x12?\n\x11reschedule_timers\x18\x0c \x01(\x0b\x32\".carillon.link.v1.RescheduleTimersH\x00\x12\x35\n\x0cpause_timers\x18\r \x01(\x0b\x32\x1d.carillon.link.v1.PauseTimersH\x00\x12/\n\tput_facts\x18\x0e \x01(\x0b\x32\x1a.carillon.link.v1.PutFactsH\x00\x12\x39\n\x0estart_timeline\x18\x0f \x01(\x0b\x32\x1f.carillon.link.v1.StartTimelineH\x00\x12\x39\n\x0ereport_outcome\x18\x10 \x01(\x0b\x32\x1f.carillon.link.v1.ReportOutcomeH\x00\x12=\n\x10trigger_schedule\x18\x11 \x01(\x0b\x32!.carillon.link.v1.TriggerScheduleH\x00\x12?\n\x11\x62\x61\x63kfill_schedule\x18\x12 \x01(\x0b\x32\".carillon.link.v1.BackfillScheduleH\x00\x12\x36\n\x0cnotification\x18\x1e \x01(\x0b\x32\x1e.carillon.link.v1.NotificationH\x00\x12\x35\n\x0c\x63\x61ncel_items\x18\x1f \x01(\x0b\x32\x1d.carillon.link.v1.CancelItemsH\x00\x12\x35\n\x0c\x63lose_window\x18  \x01(\x0b\x32\x1d.carillon.link.v1.CloseWindowH\x00\x12\x37\n\rtrigger_batch\x18! \x01(\x0b\x32\x1e.carillon.link.v1.TriggerBatchH\x00\x12=\n\x10\x64\x65livery_outcome\x18\" \x01(\x0b\x32!.carillon.link.v1.DeliveryOutcomeH\x00\x12\x33\n\x0brequest_due\x18\x32 \x01(\x0b\x32\x1c.carillon.link.v1.RequestDueH\x00\x12.\n\x08\x64\x65livery\x18< \x01(\x0b\x32\x1a.carillon.link.v1.DeliveryH\x00\x12\x39\n\x0eretry_delivery\x18= \x01(\x0b\x32\x1f.carillon.link.v1.RetryDeliveryH\x00\x42\x06\n\x04kind\"\xb6\x02\n\x0bTimerTarget\x12\x42\n\x0cnotification\x18\x01 \x01(\x0b\x32*.carillon.scheduler.v1.NotificationContentH\x00\x12\x34\n\x05\x65vent\x18\x02 \x01(\x0b\x32#.carillon.scheduler.v1.EventContentH\x00\x12\x35\n\x0c\x63lose_window\x18\x03 \x01(\x0b\x32\x1d.carillon.link.v1.CloseWindowH\x00\x12\x33\n\x0brequest_due\x18\x04 \x01(\x0b\x32\x1c.carillon.link.v1.RequestDueH\x00\x12\x39\n\x0eretry_delivery\x18\x05 \x01(\x0b\x32\x1f.carillon.link.v1.RetryDeliveryH\x00\x42\x06\n\x04kind\"\x9e\x03\n\rScheduleTimer\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06\x65ntity\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12,\n\x08\x64ue_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\nrecurrence\x18\x05 \x01(\x0b\x32!.carillon.scheduler.v1.Recurrence\x12-\n\x06target\x18\x06 \x01(\x0b\x32\x1d.carillon.link.v1.TimerTarget\x12\x33\n\tcondition\x18\x07 \x01(\x0b\x32 .carillon.scheduler.v1.Condition\x12\x38\n\x0cretry_policy\x18\x08 \x01(\x0b\x32\".carillon.scheduler.v1.RetryPolicy\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\rTimerSelector\x12\x0e\n\x06\x65ntity\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0b\n\x03ids\x18\x03 \x03(\x0c\x12\x10\n\x08timeline\x18\x04 \x01(\t\"P\n\x0c\x43\x61ncelTimers\x12\x31\n\x08selector\x18\x01 \x01(\x0b\x32\x1f.carillon.link.v1.TimerSelector\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"s\n\x10RescheduleTimers\x12\x31\n\x08selector\x18\x01 \x01(\x0b\x32\x1f.carillon.link.v1.TimerSelector\x12,\n\x08\x64ue_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"S\n\x0bPauseTimers\x12\x31\n\x08selector\x18\x01 \x01(\x0b\x32\x1f.carillon.link.v1.TimerSelector\x12\x11\n\tis_paused\x18\x02 \x01(\x08\")\n\x08PutFacts\x12\x0e\n\x06\x65ntity\x18\x01 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x02 \x01(\t\"n\n\rStartTimeline\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x10\n\x08timeline\x18\x02 \x01(\t\x12\x0e\n\x06\x65ntity\x18\x03 \x01(\t\x12/\n\x0b\x61nchor_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\rReportOutcome\x12\x10\n\x08timer_id\x18\x01 \x01(\x0c\x12\x0e\n\x06\x65ntity\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0f\n\x07is_done\x18\x04 \x01(\x08\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"p\n\x0fTriggerSchedule\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x13\n\x0bschedule_id\x18\x02 \x01(\x0c\x12\x0e\n\x06\x65ntity\x18\x03 \x01(\t\x12,\n\x08\x64ue_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x95\x01\n\x10\x42\x61\x63kfillSchedule\x12\x13\n\x0bschedule_id\x18\x01 \x01(\x0c\x12\x0e\n\x06\x65ntity\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x95\x02\n\x0cNotification\x12\n\n\x02id\x18\x01 \x01(\x0c\x12;\n\x07\x63ontent\x18\x02 \x01(\x0b\x32*.carillon.scheduler.v1.NotificationContent\x12\x0e\n\x06\x65ntity\x18\x03 \x01(\t\x12.\n\noccur_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08timer_id\x18\x06 \x01(\x0c\x12\x12\n\ntimer_type\x18\x07 \x01(\t\x12\x10\n\x08timeline\x18\x08 \x01(\t\x12\x13\n\x0bschedule_id\x18\t \x01(\x0c\"P\n\x0b\x43\x61ncelItems\x12\x0e\n\x06\x65ntity\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x11\n\ttimer_ids\x18\x03 \x03(\x0c\x12\x10\n\x08timeline\x18\x04 \x01(\t\"N\n\x0b\x43loseWindow\x12\x11\n\twindow_id\x18\x01 \x01(\x0c\x12,\n\x08\x64ue_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x89\x01\n\x0cTriggerBatch\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\t\x12\x35\n\x11window_start_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fwindow_end_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x01\n\x0f\x44\x65liveryOutcome\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\x0c\x12\x11\n\tdigest_id\x18\x02 \x01(\x0c\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\" \n\nRequestDue\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\"\x8f\x02\n\x08\x44\x65livery\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x11\n\tdigest_id\x18\x02 \x01(\x0c\x12\x12\n\nsubscriber\x18\x03 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0f\n\x07subject\x18\x06 \x01(\t\x12\x0c\n\x04html\x18\x07 \x01(\t\x12\x0c\n\x04text\x18\x08 \x01(\t\x12\x0c\n\x04json\x18\t \x01(\t\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08priority\x18\x0b \x01(\x0e\x32\x1f.carillon.scheduler.v1.Priority\x12\x0f\n\x07list_id\x18\x0c \x01(\t\"$\n\rRetryDelivery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\x0c\"\x8c\x01\n\x07Receipt\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x0c\x12/\n\x07verdict\x18\x02 \x01(\x0e\x32\x1e.carillon.link.v1.FrameVerdict\x12.\n\x07results\x18\x03 \x03(\x0b\x32\x1d.carillon.link.v1.EntryResult\x12\x0e\n\x06reason\x18\x04 \x01(\t\"7\n\x08Receipts\x12+\n\x08receipts\x18\x01 \x03(\x0b\x32\x19.carillon.link.v1.Receipt\"\x99\x01\n\x0b\x45ntryResult\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x04\x12\x14\n\x0c\x61lready_left\x18\x03 \x01(\x04\x12\x13\n\x0bis_repeated\x18\x04 \x01(\x08\x12\x12\n\nerror_code\x18\x05 \x01(\x05\x12\x14\n\x0c\x65rror_reason\x18\x06 \x01(\t\x12\x15\n\rerror_message\x18\x07 \x01(\t*`\n\x0c\x46rameVerdict\x12\x1d\n\x19\x46RAME_VERDICT_UNSPECIFIED\x10\x00\x12\x19\n\x15\x46RAME_VERDICT_APPLIED\x10\x01\x12\x16\n\x12\x46RAME_VERDICT_DEAD\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61rillon/link/v1/link.proto\x12\x10\x63\x61rillon.link.v1\x1a!carillon/scheduler/v1/timer.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"r\n\x05\x46rame\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x10\n\x08receiver\x18\x03 \x01(\t\x12\x11\n\tpartition\x18\x04 \x01(\r\x12(\n\x07\x65ntries\x18\x05 \x03(\x0b\x32\x17.carillon.link.v1.Entry\"\x91\x08\n\x05\x45ntry\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\r\n\x05trace\x18\x03 \x01(\x0c\x12\x39\n\x0eschedule_timer\x18\n \x01(\x0b\x32\x1f.carillon.link.v1.ScheduleTimerH\x00\x12\x37\n\rcancel_timers\x18\x0b \x01(\x0b\x32\x1e.carillon.link.v1.CancelTimersH\x00\x12?\n\x11reschedule_timers\x18\x0c \x01(\x0b\x32\".carillon.link.v1.RescheduleTimersH\x00\x12\x35\n\x0cpause_timers\x18\r \x01(\x0b\x32\x1d.carillon.link.v1.PauseTimersH\x00\x12/\n\tput_facts\x18\x0e \x01(\x0b\x32\x1a.carillon.link.v1.PutFactsH\x00\x12\x39\n\x0estart_timeline\x18\x0f \x01(\x0b\x32\x1f.carillon.link.v1.StartTimelineH\x00\x12\x39\n\x0ereport_outcome\x18\x10 \x01(\x0b\x32\x1f.carillon.link.v1.ReportOutcomeH\x00\x12=\n\x10trigger_schedule\x18\x11 \x01(\x0b\x32!.carillon.link.v1.TriggerScheduleH\x00\x12?\n\x11\x62\x61\x63kfill_schedule\x18\x12 \x01(\x0b\x32\".carillon.link.v1.BackfillScheduleH\x00\x12\x36\n\x0cnotification\x18\x1e \x01(\x0b\x32\x1e.carillon.link.v1.NotificationH\x00\x12\x35\n\x0c\x63\x61ncel_items\x18\x1f \x01(\x0b\x32\x1d.carillon.link.v1.CancelItemsH\x00\x12\x35\n\x0c\x63lose_window\x18  \x01(\x0b\x32\x1d.carillon.link.v1.CloseWindowH\x00\x12\x37\n\rtrigger_batch\x18! \x01(\x0b\x32\x1e.carillon.link.v1.TriggerBatchH\x00\x12=\n\x10\x64\x65livery_outcome\x18\" \x01(\x0b\x32!.carillon.link.v1.DeliveryOutcomeH\x00\x12\x33\n\x0brequest_due\x18\x32 \x01(\x0b\x32\x1c.carillon.link.v1.RequestDueH\x00\x12.\n\x08\x64\x65livery\x18< \x01(\x0b\x32\x1a.carillon.link.v1.DeliveryH\x00\x12\x39\n\x0eretry_delivery\x18= \x01(\x0b\x32\x1f.carillon.link.v1.RetryDeliveryH\x00\x42\x06\n\x04kind\"\xb6\x02\n\x0bTimerTarget\x12\x42\n\x0cnotification\x18\x01 \x01(\x0b\x32*.carillon.scheduler.v1.NotificationContentH\x00\x12\x34\n\x05\x65vent\x18\x02 \x01(\x0b\x32#.carillon.scheduler.v1.EventContentH\x00\x12\x35\n\x0c\x63lose_window\x18\x03 \x01(\x0b\x32\x1d.carillon.link.v1.CloseWindowH\x00\x12\x33\n\x0brequest_due\x18\x04 \x01(\x0b\x32\x1c.carillon.link.v1.RequestDueH\x00\x12\x39\n\x0eretry_delivery\x18\x05 \x01(\x0b\x32\x1f.carillon.link.v1.RetryDeliveryH\x00\x42\x06\n\x04kind\"\x9e\x03\n\rScheduleTimer\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06\x65ntity\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12,\n\x08\x64ue_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\nrecurrence\x18\x05 \x01(\x0b\x32!.carillon.scheduler.v1.Recurrence\x12-\n\x06target\x18\x06 \x01(\x0b\x32\x1d.carillon.link.v1.TimerTarget\x12\x33\n\tcondition\x18\x07 \x01(\x0b\x32 .carillon.scheduler.v1.Condition\x12\x38\n\x0cretry_policy\x18\x08 \x01(\x0b\x32\".carillon.scheduler.v1.RetryPolicy\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\rTimerSelector\x12\x0e\n\x06\x65ntity\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0b\n\x03ids\x18\x03 \x03(\x0c\x12\x10\n\x08timeline\x18\x04 \x01(\t\"P\n\x0c\x43\x61ncelTimers\x12\x31\n\x08selector\x18\x01 \x01(\x0b\x32\x1f.carillon.link.v1.TimerSelector\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"s\n\x10RescheduleTimers\x12\x31\n\x08selector\x18\x01 \x01(\x0b\x32\x1f.carillon.link.v1.TimerSelector\x12,\n\x08\x64ue_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"S\n\x0bPauseTimers\x12\x31\n\x08selector\x18\x01 \x01(\x0b\x32\x1f.carillon.link.v1.TimerSelector\x12\x11\n\tis_paused\x18\x02 \x01(\x08\")\n\x08PutFacts\x12\x0e\n\x06\x65ntity\x18\x01 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x02 \x01(\t\"n\n\rStartTimeline\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x10\n\x08timeline\x18\x02 \x01(\t\x12\x0e\n\x06\x65ntity\x18\x03 \x01(\t\x12/\n\x0b\x61nchor_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\rReportOutcome\x12\x10\n\x08timer_id\x18\x01 \x01(\x0c\x12\x0e\n\x06\x65ntity\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0f\n\x07is_done\x18\x04 \x01(\x08\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"p\n\x0fTriggerSchedule\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x13\n\x0bschedule_id\x18\x02 \x01(\x0c\x12\x0e\n\x06\x65ntity\x18\x03 \x01(\t\x12,\n\x08\x64ue_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x95\x01\n\x10\x42\x61\x63kfillSchedule\x12\x13\n\x0bschedule_id\x18\x01 \x01(\x0c\x12\x0e\n\x06\x65ntity\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x95\x02\n\x0cNotification\x12\n\n\x02id\x18\x01 \x01(\x0c\x12;\n\x07\x63ontent\x18\x02 \x01(\x0b\x32*.carillon.scheduler.v1.NotificationContent\x12\x0e\n\x06\x65ntity\x18\x03 \x01(\t\x12.\n\noccur_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08timer_id\x18\x06 \x01(\x0c\x12\x12\n\ntimer_type\x18\x07 \x01(\t\x12\x10\n\x08timeline\x18\x08 \x01(\t\x12\x13\n\x0bschedule_id\x18\t \x01(\x0c\"P\n\x0b\x43\x61ncelItems\x12\x0e\n\x06\x65ntity\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x11\n\ttimer_ids\x18\x03 \x03(\x0c\x12\x10\n\x08timeline\x18\x04 \x01(\t\"N\n\x0b\x43loseWindow\x12\x11\n\twindow_id\x18\x01 \x01(\x0c\x12,\n\x08\x64ue_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x89\x01\n\x0cTriggerBatch\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\t\x12\x35\n\x11window_start_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fwindow_end_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x01\n\x0f\x44\x65liveryOutcome\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\x0c\x12\x11\n\tdigest_id\x18\x02 \x01(\x0c\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\" \n\nRequestDue\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\"\x8f\x02\n\x08\x44\x65livery\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x11\n\tdigest_id\x18\x02 \x01(\x0c\x12\x12\n\nsubscriber\x18\x03 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0f\n\x07subject\x18\x06 \x01(\t\x12\x0c\n\x04html\x18\x07 \x01(\t\x12\x0c\n\x04text\x18\x08 \x01(\t\x12\x0c\n\x04json\x18\t \x01(\t\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08priority\x18\x0b \x01(\x0e\x32\x1f.carillon.scheduler.v1.Priority\x12\x0f\n\x07list_id\x18\x0c \x01(\t\"$\n\rRetryDelivery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\x0c\"\x8c\x01\n\x07Receipt\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x0c\x12/\n\x07verdict\x18\x02 \x01(\x0e\x32\x1e.carillon.link.v1.FrameVerdict\x12.\n\x07results\x18\x03 \x03(\x0b\x32\x1d.carillon.link.v1.EntryResult\x12\x0e\n\x06reason\x18\x04 \x01(\t\"7\n\x08Receipts\x12+\n\x08receipts\x18\x01 \x03(\x0b\x32\x19.carillon.link.v1.Receipt\"\x99\x01\n\x0b\x45ntryResult\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x04\x12\x14\n\x0c\x61lready_left\x18\x03 \x01(\x04\x12\x13\n\x0bis_repeated\x18\x04 \x01(\x08\x12\x12\n\nerror_code\x18\x05 \x01(\x05\x12\x14\n\x0c\x65rror_reason\x18\x06 \x01(\t\x12\x15\n\rerror_message\x18\x07 \x01(\t*`\n\x0c\x46rameVerdict\x12\x1d\n\x19\x46RAME_VERDICT_UNSPECIFIED\x10\x00\x12\x19\n\x15\x46RAME_VERDICT_APPLIED\x10\x01\x12\x16\n\x12\x46RAME_VERDICT_DEAD\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'carillon.link.v1.link_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FRAMEVERDICT']._serialized_start=4298
-  _globals['_FRAMEVERDICT']._serialized_end=4394
+  _globals['_FRAMEVERDICT']._serialized_start=4313
+  _globals['_FRAMEVERDICT']._serialized_end=4409
   _globals['_FRAME']._serialized_start=117
   _globals['_FRAME']._serialized_end=231
   _globals['_ENTRY']._serialized_start=234
-  _globals['_ENTRY']._serialized_end=1260
-  _globals['_TIMERTARGET']._serialized_start=1263
-  _globals['_TIMERTARGET']._serialized_end=1573
-  _globals['_SCHEDULETIMER']._serialized_start=1576
-  _globals['_SCHEDULETIMER']._serialized_end=1990
-  _globals['_TIMERSELECTOR']._serialized_start=1992
-  _globals['_TIMERSELECTOR']._serialized_end=2068
-  _globals['_CANCELTIMERS']._serialized_start=2070
-  _globals['_CANCELTIMERS']._serialized_end=2150
-  _globals['_RESCHEDULETIMERS']._serialized_start=2152
-  _globals['_RESCHEDULETIMERS']._serialized_end=2267
-  _globals['_PAUSETIMERS']._serialized_start=2269
-  _globals['_PAUSETIMERS']._serialized_end=2352
-  _globals['_PUTFACTS']._serialized_start=2354
-  _globals['_PUTFACTS']._serialized_end=2395
-  _globals['_STARTTIMELINE']._serialized_start=2397
-  _globals['_STARTTIMELINE']._serialized_end=2507
-  _globals['_REPORTOUTCOME']._serialized_start=2509
-  _globals['_REPORTOUTCOME']._serialized_end=2607
-  _globals['_TRIGGERSCHEDULE']._serialized_start=2609
-  _globals['_TRIGGERSCHEDULE']._serialized_end=2721
-  _globals['_BACKFILLSCHEDULE']._serialized_start=2724
-  _globals['_BACKFILLSCHEDULE']._serialized_end=2873
-  _globals['_NOTIFICATION']._serialized_start=2876
-  _globals['_NOTIFICATION']._serialized_end=3153
-  _globals['_CANCELITEMS']._serialized_start=3155
-  _globals['_CANCELITEMS']._serialized_end=3235
-  _globals['_CLOSEWINDOW']._serialized_start=3237
-  _globals['_CLOSEWINDOW']._serialized_end=3315
-  _globals['_TRIGGERBATCH']._serialized_start=3318
-  _globals['_TRIGGERBATCH']._serialized_end=3455
-  _globals['_DELIVERYOUTCOME']._serialized_start=3458
-  _globals['_DELIVERYOUTCOME']._serialized_end=3594
-  _globals['_REQUESTDUE']._serialized_start=3596
-  _globals['_REQUESTDUE']._serialized_end=3628
-  _globals['_DELIVERY']._serialized_start=3631
-  _globals['_DELIVERY']._serialized_end=3902
-  _globals['_RETRYDELIVERY']._serialized_start=3904
-  _globals['_RETRYDELIVERY']._serialized_end=3940
-  _globals['_RECEIPT']._serialized_start=3943
-  _globals['_RECEIPT']._serialized_end=4083
-  _globals['_RECEIPTS']._serialized_start=4085
-  _globals['_RECEIPTS']._serialized_end=4140
-  _globals['_ENTRYRESULT']._serialized_start=4143
-  _globals['_ENTRYRESULT']._serialized_end=4296
+  _globals['_ENTRY']._serialized_end=1275
+  _globals['_TIMERTARGET']._serialized_start=1278
+  _globals['_TIMERTARGET']._serialized_end=1588
+  _globals['_SCHEDULETIMER']._serialized_start=1591
+  _globals['_SCHEDULETIMER']._serialized_end=2005
+  _globals['_TIMERSELECTOR']._serialized_start=2007
+  _globals['_TIMERSELECTOR']._serialized_end=2083
+  _globals['_CANCELTIMERS']._serialized_start=2085
+  _globals['_CANCELTIMERS']._serialized_end=2165
+  _globals['_RESCHEDULETIMERS']._serialized_start=2167
+  _globals['_RESCHEDULETIMERS']._serialized_end=2282
+  _globals['_PAUSETIMERS']._serialized_start=2284
+  _globals['_PAUSETIMERS']._serialized_end=2367
+  _globals['_PUTFACTS']._serialized_start=2369
+  _globals['_PUTFACTS']._serialized_end=2410
+  _globals['_STARTTIMELINE']._serialized_start=2412
+  _globals['_STARTTIMELINE']._serialized_end=2522
+  _globals['_REPORTOUTCOME']._serialized_start=2524
+  _globals['_REPORTOUTCOME']._serialized_end=2622
+  _globals['_TRIGGERSCHEDULE']._serialized_start=2624
+  _globals['_TRIGGERSCHEDULE']._serialized_end=2736
+  _globals['_BACKFILLSCHEDULE']._serialized_start=2739
+  _globals['_BACKFILLSCHEDULE']._serialized_end=2888
+  _globals['_NOTIFICATION']._serialized_start=2891
+  _globals['_NOTIFICATION']._serialized_end=3168
+  _globals['_CANCELITEMS']._serialized_start=3170
+  _globals['_CANCELITEMS']._serialized_end=3250
+  _globals['_CLOSEWINDOW']._serialized_start=3252
+  _globals['_CLOSEWINDOW']._serialized_end=3330
+  _globals['_TRIGGERBATCH']._serialized_start=3333
+  _globals['_TRIGGERBATCH']._serialized_end=3470
+  _globals['_DELIVERYOUTCOME']._serialized_start=3473
+  _globals['_DELIVERYOUTCOME']._serialized_end=3609
+  _globals['_REQUESTDUE']._serialized_start=3611
+  _globals['_REQUESTDUE']._serialized_end=3643
+  _globals['_DELIVERY']._serialized_start=3646
+  _globals['_DELIVERY']._serialized_end=3917
+  _globals['_RETRYDELIVERY']._serialized_start=3919
+  _globals['_RETRYDELIVERY']._serialized_end=3955
+  _globals['_RECEIPT']._serialized_start=3958
+  _globals['_RECEIPT']._serialized_end=4098
+  _globals['_RECEIPTS']._serialized_start=4100
+  _globals['_RECEIPTS']._serialized_end=4155
+  _globals['_ENTRYRESULT']._serialized_start=4158
+  _globals['_ENTRYRESULT']._serialized_end=4311
 # @@protoc_insertion_point(module_scope)

@@ -93,6 +93,7 @@ class Entry(_message.Message):
 
     TENANT_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIMER_FIELD_NUMBER: _builtins.int
     CANCEL_TIMERS_FIELD_NUMBER: _builtins.int
     RESCHEDULE_TIMERS_FIELD_NUMBER: _builtins.int
@@ -113,6 +114,10 @@ class Entry(_message.Message):
     tenant: _builtins.str
     sequence: _builtins.int
     """From a Postgres sequence of the service that accepted the command; orders cancels against what they cancel. 0: none."""
+    trace: _builtins.bytes
+    """What caused it, where a frame holds what several traces have caused: trace id and span id, 24 bytes. Empty: what the
+    frame's headers say.
+    """
     @_builtins.property
     def schedule_timer(self) -> Global___ScheduleTimer:
         """To the scheduler."""
@@ -160,6 +165,7 @@ class Entry(_message.Message):
         *,
         tenant: _builtins.str = ...,
         sequence: _builtins.int = ...,
+        trace: _builtins.bytes = ...,
         schedule_timer: Global___ScheduleTimer | None = ...,
         cancel_timers: Global___CancelTimers | None = ...,
         reschedule_timers: Global___RescheduleTimers | None = ...,
@@ -180,7 +186,7 @@ class Entry(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backfill_schedule", b"backfill_schedule", "cancel_items", b"cancel_items", "cancel_timers", b"cancel_timers", "close_window", b"close_window", "delivery", b"delivery", "delivery_outcome", b"delivery_outcome", "kind", b"kind", "notification", b"notification", "pause_timers", b"pause_timers", "put_facts", b"put_facts", "report_outcome", b"report_outcome", "request_due", b"request_due", "reschedule_timers", b"reschedule_timers", "retry_delivery", b"retry_delivery", "schedule_timer", b"schedule_timer", "start_timeline", b"start_timeline", "trigger_batch", b"trigger_batch", "trigger_schedule", b"trigger_schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill_schedule", b"backfill_schedule", "cancel_items", b"cancel_items", "cancel_timers", b"cancel_timers", "close_window", b"close_window", "delivery", b"delivery", "delivery_outcome", b"delivery_outcome", "kind", b"kind", "notification", b"notification", "pause_timers", b"pause_timers", "put_facts", b"put_facts", "report_outcome", b"report_outcome", "request_due", b"request_due", "reschedule_timers", b"reschedule_timers", "retry_delivery", b"retry_delivery", "schedule_timer", b"schedule_timer", "sequence", b"sequence", "start_timeline", b"start_timeline", "tenant", b"tenant", "trigger_batch", b"trigger_batch", "trigger_schedule", b"trigger_schedule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill_schedule", b"backfill_schedule", "cancel_items", b"cancel_items", "cancel_timers", b"cancel_timers", "close_window", b"close_window", "delivery", b"delivery", "delivery_outcome", b"delivery_outcome", "kind", b"kind", "notification", b"notification", "pause_timers", b"pause_timers", "put_facts", b"put_facts", "report_outcome", b"report_outcome", "request_due", b"request_due", "reschedule_timers", b"reschedule_timers", "retry_delivery", b"retry_delivery", "schedule_timer", b"schedule_timer", "sequence", b"sequence", "start_timeline", b"start_timeline", "tenant", b"tenant", "trace", b"trace", "trigger_batch", b"trigger_batch", "trigger_schedule", b"trigger_schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["schedule_timer", "cancel_timers", "reschedule_timers", "pause_timers", "put_facts", "start_timeline", "report_outcome", "trigger_schedule", "backfill_schedule", "notification", "cancel_items", "close_window", "trigger_batch", "delivery_outcome", "request_due", "delivery", "retry_delivery"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
