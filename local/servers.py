@@ -108,6 +108,22 @@ class PostgresServer:
         self.stop()
         self.start()
 
+    def back_up(self, copy: Path) -> None:
+        """Copy what is committed by now to `copy`, which must not exist, amid the work. Raises ProcessError."""
+        how = ["-U", "postgres", "-X", "stream", "-c", "fast", "--no-sync"]
+        self._run("pg_basebackup", "-h", HOST, "-p", str(self.port), *how, "-D", str(copy), user=None)
+
+    def restore(self, copy: Path) -> None:
+        """Crash, have what `back_up` copied in the place of all data, and start again on the same port."""
+        self.kill()
+        shutil.rmtree(self._data)
+        shutil.copytree(copy, self._data, symlinks=True)
+        self._data.chmod(0o700)
+        if self._uid >= 0:
+            for path in (self._data, *self._data.rglob("*")):
+                os.chown(path, self._uid, self._uid)
+        self.start()
+
     def __enter__(self) -> Self:
         try:
             self.start()
@@ -125,18 +141,21 @@ class PostgresServer:
             os.chown(self._data, self._uid, self._uid)
         # --no-sync: only a power cut in the next seconds could hurt, and there is nothing in it yet.
         arguments = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
+        self._run("initdb", "-D", str(self._data), *arguments, user=self._uid if self._uid >= 0 else None)
+
+    def _run(self, program: str, *arguments: str, user: int | None) -> None:
         done = subprocess.run(
-            [self._bin / "initdb", "-D", self._data, *arguments],
-            user=self._uid if self._uid >= 0 else None,
-            group=self._uid if self._uid >= 0 else None,
-            extra_groups=[] if self._uid >= 0 else None,
+            [self._bin / program, *arguments],
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
             cwd=self._data,
             capture_output=True,
             text=True,
             check=False,
         )
         if done.returncode:
-            raise ProcessError(f"initdb ended with status {done.returncode}.\n{done.stdout}{done.stderr}")
+            raise ProcessError(f"{program} ended with status {done.returncode}.\n{done.stdout}{done.stderr}")
 
     def _is_ready(self) -> bool:
         try:
@@ -149,9 +168,12 @@ class PostgresServer:
 class NatsServer:
     """An embedded NATS whose JetStream store is in `directory`/nats."""
 
-    def __init__(self, directory: Path, *, port: int | None = None) -> None:
+    def __init__(self, directory: Path, *, port: int | None = None, sync: str = "always", config: str = "") -> None:
+        """`sync` is JetStream's sync_interval; `config` is more of its configuration, such as a cluster."""
         self.port = port or free_port()
         self._store = directory / "nats"
+        self._sync = sync
+        self._more = config
         self._config = directory / "nats.conf"
         self._process = Process(
             "nats-server", [_nats_binary(), "-c", str(self._config)], log=directory / "logs" / "nats.log"
@@ -172,8 +194,8 @@ class NatsServer:
         self._store.mkdir(parents=True, exist_ok=True)
         self._config.write_text(
             f"listen: {HOST}:{self.port}\n"
-            f"jetstream {{ store_dir: {_quoted(self._store)}, sync_interval: always }}\n"
-            "max_payload: 1MB\n"
+            f"jetstream {{ store_dir: {_quoted(self._store)}, sync_interval: {self._sync} }}\n"
+            "max_payload: 1MB\n" + self._more
         )
         self._process.start()
         self._process.wait_until(lambda: accepts_connections(HOST, self.port), timeout_s=30)

@@ -9,14 +9,12 @@ Exit status: 0 when everything agrees with the CSV and nothing is unaccounted fo
 import argparse
 import asyncio
 import fcntl
-import os
 import shutil
 import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import grpc
 import psycopg
@@ -24,6 +22,7 @@ import stamina
 from rich.console import Console
 from rich.markup import escape
 
+from local.compose import ComposeStack
 from local.demo import story
 from local.demo.accident import Accident, Accidents
 from local.demo.answers import Answers, ask, open_mailbox
@@ -39,9 +38,9 @@ from local.demo.progress import Bars
 from local.demo.replay import Replay
 from local.demo.report import Outcome, print_report, write_report
 from local.demo.rest import NoRest, Rest
+from local.demo.stage import ProcessStage, Stage
 from local.processes import ProcessError
-from local.servers import create_database, drop_database
-from local.stack import Stack
+from local.stack import SERVICES
 
 _DAYS = 10  # As many as pass in a minute on two cores, the services' start not counted.
 _RATE = 120_000.0
@@ -58,8 +57,9 @@ class Options:
     days: int
     rate: float
     kill: list[Accident]
-    replicas: int
+    replicas: dict[str, int]
     directory: Path
+    compose: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,19 +71,6 @@ class Replayed:
     happened: list[str]
     took_s: float
     rested_s: float
-
-
-class DemoStack(Stack):
-    """A stack that on an existing Postgres uses a database of its own, `carillon_demo`, made anew each time."""
-
-    def start(self) -> None:
-        """See Stack."""
-        if existing := os.environ.get("CARILLON_POSTGRES_URL"):
-            url = urlsplit(existing)._replace(path="/carillon_demo").geturl()
-            drop_database(url)
-            create_database(url)
-            os.environ["CARILLON_POSTGRES_URL"] = url
-        super().start()
 
 
 def main() -> int:
@@ -108,7 +95,8 @@ def _run(options: Options, console: Console) -> int:
     _clear(options.directory)
     plan, expected = make_plan(load(), options.days), expect(CSV, options.days)
     began_s = time.monotonic()
-    stack = DemoStack(options.directory, replicas=options.replicas, test_clock=story.START, env=_ENV)
+    kind = ComposeStack if options.compose else ProcessStage
+    stack: Stage = kind(options.directory, replicas=options.replicas, test_clock=story.START, env=_ENV)
     with console.status("Starting Postgres, NATS, a mailbox and the four services …"):
         stack.start()
     try:
@@ -149,14 +137,14 @@ def _clear(directory: Path) -> None:
         shutil.rmtree(directory)
 
 
-async def _replay(options: Options, stack: Stack, plan: Plan, expected: Expected, console: Console) -> Replayed:
+async def _replay(options: Options, stack: Stage, plan: Plan, expected: Expected, console: Console) -> Replayed:
     bars = Bars(console, plan, messages=len(expected.messages))
     async with (
         Connections(stack) as connections,
         await psycopg.AsyncConnection.connect(stack.postgres_url, autocommit=True) as clock_conn,
         await psycopg.AsyncConnection.connect(stack.postgres_url, autocommit=True) as rest_conn,
     ):
-        await put_catalog(connections.digest, plan, webhook_url=f"{stack.mailbox_url}/hooks/{story.FEED}")
+        await put_catalog(connections.digest, plan, webhook_url=f"{stack.hooks_url}/{story.FEED}")
         await put_timeline(connections.scheduler)
         schedules = await put_schedules(connections.intake)
         caller, rest = Caller(connections.intake), Rest(rest_conn)
@@ -195,12 +183,31 @@ def _options() -> Options:
         metavar="SERVICE@FRACTION",
         help="kill -9 a service after that fraction of the replay, and start it again; may be given several times",
     )
-    parser.add_argument("--replicas", type=int, default=1, help="processes of each service (1)")
+    parser.add_argument(
+        "--replicas",
+        type=_replicas,
+        default={},
+        metavar="N|SERVICE=N,…",
+        help="processes of each service, or of some (1)",
+    )
     parser.add_argument("--directory", type=Path, default=Path("var/demo"), help="logs, mails, report (var/demo)")
+    parser.add_argument(
+        "--compose", action="store_true", help="play on deploy/compose.yaml, with the images of `make image`"
+    )
     parsed = parser.parse_args()
     if not 1 <= parsed.days <= story.LAST_DAY:
         parser.error(f"--days must be 1 to {story.LAST_DAY}, got {parsed.days}")
     return Options(**vars(parsed))
+
+
+def _replicas(text: str) -> dict[str, int]:
+    """From `3` or `dispatcher=3,digest=2`. Raises ValueError."""
+    if text.isdecimal():
+        text = ",".join(f"{name}={text}" for name in SERVICES)
+    counts = {name: int(count) for name, _, count in (part.partition("=") for part in text.split(","))}
+    if not set(counts) <= set(SERVICES) or min(counts.values()) < 1:
+        raise ValueError(f"expected a number, or numbers for {', '.join(SERVICES)}, got {text!r}")
+    return counts
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Self
 
-from local.stack import SERVICES, Stack
+from local.demo.stage import Stage
+from local.stack import SERVICES
 
 _INTO_THE_SHIFT_S = 0.1  # Calls, frames and mails are under way by then.
 
@@ -28,8 +29,8 @@ class Accident:
 class Accidents:
     """Makes them happen. Use as a context: on leaving, all that was killed runs again."""
 
-    def __init__(self, stack: Stack, accidents: list[Accident]) -> None:
-        self._stack = stack
+    def __init__(self, stage: Stage, accidents: list[Accident]) -> None:
+        self._stage = stage
         self._accidents = accidents
         self._tasks: list[asyncio.Task[None]] = []
         self.happened: list[str] = []
@@ -42,8 +43,8 @@ class Accidents:
 
     async def _happen(self, accident: Accident) -> None:
         await asyncio.sleep(_INTO_THE_SHIFT_S)
-        await asyncio.to_thread(self._stack.kill, accident.service)
-        await asyncio.to_thread(self._stack.restart, accident.service)
+        await asyncio.to_thread(self._stage.kill, accident.service)
+        await asyncio.to_thread(self._stage.restart, accident.service)
         self.happened.append(accident.service)
 
     async def __aenter__(self) -> Self:

@@ -6,7 +6,8 @@ from typing import Self
 import grpc
 
 from libs.rpc_client import connect
-from local.stack import SERVICES, Stack
+from local.demo.stage import Stage
+from local.stack import SERVICES
 
 _MAX_ANSWER_BYTES = 64 << 20  # A thousand digests with their delivery ids come in one page.
 
@@ -14,8 +15,10 @@ _MAX_ANSWER_BYTES = 64 << 20  # A thousand digests with their delivery ids come 
 class Connections:
     """One channel each, by the service's name. Use as a context."""
 
-    def __init__(self, stack: Stack) -> None:
-        self._channels = {name: connect(stack.grpc(name), max_message_bytes=_MAX_ANSWER_BYTES) for name in SERVICES}
+    def __init__(self, stage: Stage) -> None:
+        self._channels = {
+            name: connect(stage.grpc(name), token=stage.token, max_message_bytes=_MAX_ANSWER_BYTES) for name in SERVICES
+        }
         self._exits = AsyncExitStack()
 
     @property
