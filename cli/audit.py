@@ -18,7 +18,18 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from cli.connection import CaFile, Connection, Endpoint, Tenant, TokenFile, TokenText, UsesTls, refusal_text
+from cli.connection import (
+    CaFile,
+    CertFile,
+    Connection,
+    Endpoint,
+    KeyFile,
+    Tenant,
+    TokenFile,
+    TokenText,
+    UsesTls,
+    refusal_text,
+)
 
 FOUND, UNUSABLE = 1, 2
 _LEDGER_TIMEOUT_S: Final = 600.0
@@ -103,6 +114,8 @@ def audit(
     tenant: Tenant = "",
     uses_tls: UsesTls = False,
     ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
     is_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
 ) -> None:
     """Check that everything that was accepted is where it must be.
@@ -118,7 +131,14 @@ def audit(
     """
     endpoints = {"intake": intake, "scheduler": scheduler, "digest": endpoint, "dispatcher": dispatcher}
     connection = Connection(
-        endpoint=endpoint, token=token, token_file=token_file, tenant=tenant, uses_tls=uses_tls, ca_file=ca_file
+        endpoint=endpoint,
+        token=token,
+        token_file=token_file,
+        tenant=tenant,
+        uses_tls=uses_tls,
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
     )
     connections = {name: replace(connection, endpoint=one) for name, one in endpoints.items() if one}
     console = Console(stderr=True)

@@ -19,8 +19,10 @@ from cli.catalog_changes import Change, Kind, changes
 from cli.catalog_sources import SourceError, declarations_in
 from cli.connection import (
     CaFile,
+    CertFile,
     Connection,
     Endpoint,
+    KeyFile,
     Tenant,
     TokenFile,
     TokenText,
@@ -53,6 +55,8 @@ def sync(
     tenant: Tenant = "",
     uses_tls: UsesTls = False,
     ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
     is_dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, change nothing.")] = False,
     is_agreed: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     is_json: Annotated[bool, typer.Option("--json", help="Answer in JSON; takes --yes or --dry-run.")] = False,
@@ -68,7 +72,14 @@ def sync(
     if is_json and not (is_dry_run or is_agreed):
         _stop("--json cannot ask: give --yes or --dry-run as well.", UNUSABLE)
     connection = Connection(
-        endpoint=endpoint, token=token, token_file=token_file, tenant=tenant, uses_tls=uses_tls, ca_file=ca_file
+        endpoint=endpoint,
+        token=token,
+        token_file=token_file,
+        tenant=tenant,
+        uses_tls=uses_tls,
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
     )
     try:
         declared = declarations_in(target)

@@ -38,6 +38,14 @@ CaFile = Annotated[
     typer.Option("--ca-file", envvar="CARILLON_CA_FILE", help="PEM with the server's CAs, instead of the system's."),
 ]
 
+CertFile = Annotated[
+    Path | None,
+    typer.Option("--cert-file", envvar="CARILLON_CERT_FILE", help="PEM with our certificate, where one is asked for."),
+]
+KeyFile = Annotated[
+    Path | None, typer.Option("--key-file", envvar="CARILLON_KEY_FILE", help="PEM with the key of --cert-file.")
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
@@ -49,6 +57,8 @@ class Connection:
     tenant: str = ""
     uses_tls: bool = False
     ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
 
     def open(self, *retried: str) -> grpc.aio.Channel:
         """A channel; OSError when a file that it needs cannot be read."""
@@ -56,9 +66,16 @@ class Connection:
             self.endpoint,
             token=self._token(),
             tenant=self.tenant or None,
-            tls=ClientTls(ca=self.ca_file) if self.uses_tls or self.ca_file else None,
+            tls=self._tls(),
             retried=retried,
         )
+
+    def _tls(self) -> ClientTls | None:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise typer.BadParameter("--cert-file and --key-file go together.")
+        if not (self.uses_tls or self.ca_file or self.cert_file):
+            return None
+        return ClientTls(ca=self.ca_file, cert=self.cert_file, key=self.key_file)
 
     def _token(self) -> str | Callable[[], str] | None:
         if (path := self.token_file) is not None:

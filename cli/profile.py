@@ -24,7 +24,7 @@ import typer
 
 DEFAULT: Final = "default"
 _PREFIX: Final = "CARILLON_"
-_NOT_HERE: Final = frozenset({"profile", "config", "scheduled_time"})
+_NOT_HERE: Final = frozenset({"profile", "config", "scheduled_time", "job_name"})
 _OTHERS: Final = 0o077
 
 

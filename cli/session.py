@@ -19,7 +19,17 @@ from typing import Annotated, Any, Final, NoReturn
 import grpc
 import typer
 
-from cli.connection import CaFile, Connection, Tenant, TokenFile, TokenText, UsesTls, refusal_text
+from cli.connection import (
+    CaFile,
+    CertFile,
+    Connection,
+    KeyFile,
+    Tenant,
+    TokenFile,
+    TokenText,
+    UsesTls,
+    refusal_text,
+)
 
 SERVICES: Final = ("intake", "scheduler", "digest", "dispatcher")
 _PANEL: Final = "Connection"
@@ -132,6 +142,8 @@ def _shared(services: Sequence[str]) -> list[tuple[str, Any, Any]]:
         ("tenant", Tenant, ""),
         ("uses_tls", UsesTls, False),
         ("ca_file", CaFile, None),
+        ("cert_file", CertFile, None),
+        ("key_file", KeyFile, None),
         ("timeout_s", TimeoutS, 10.0),
     ]
 
@@ -155,11 +167,9 @@ def _session(given: dict[str, Any], services: Sequence[str], *, needs_all: bool)
         stop(f"It is not known where {' and '.join(missing)} can be reached: {ways}, or a profile, must say host:port.")
     token_file: Path | None = given.pop("token_file")
     token, tenant = given.pop("token"), given.pop("tenant")
-    uses_tls, ca_file = given.pop("uses_tls"), given.pop("ca_file")
+    tls = {one: given.pop(one) for one in ("uses_tls", "ca_file", "cert_file", "key_file")}
     connections = {
-        name: Connection(
-            endpoint=endpoint, token=token, token_file=token_file, tenant=tenant, uses_tls=uses_tls, ca_file=ca_file
-        )
+        name: Connection(endpoint=endpoint, token=token, token_file=token_file, tenant=tenant, **tls)
         for name, endpoint in endpoints.items()
         if endpoint
     }
