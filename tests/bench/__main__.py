@@ -4,6 +4,8 @@
     python -m tests.bench digest [--quick] [--only herd]
     python -m tests.bench intake [--quick] [--only unary]
     python -m tests.bench dispatch [--quick] [--only webhooks]
+    python -m tests.bench nats [--quick] [--only publish]
+    python -m tests.bench rolling [--quick] [--only restart]
 
 Every figure is measured on fresh servers of its own, with real fsync, in a directory below var/bench that is deleted
 afterwards. A full run writes var/bench/<name>.json; one with --quick or --only writes <name>-partial.json, so that what
@@ -23,11 +25,18 @@ import uvloop
 from rich.console import Console
 from rich.markup import escape
 
-from tests.bench import digest, dispatch, intake, machine, report, scheduler
+from tests.bench import digest, dispatch, intake, machine, nats, report, rolling, scheduler
 from tests.bench.report import Figure
 from tests.bench.rig import Rig, scratch
 
-_BENCHMARKS = {"scheduler": scheduler, "digest": digest, "intake": intake, "dispatch": dispatch}
+_BENCHMARKS = {
+    "scheduler": scheduler,
+    "digest": digest,
+    "intake": intake,
+    "dispatch": dispatch,
+    "nats": nats,
+    "rolling": rolling,
+}
 _SHARDS = 8  # As the demo: on two cores fewer shards make larger frames.
 _LIMIT_S = 15 * 60
 """What one figure may take."""

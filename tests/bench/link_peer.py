@@ -73,9 +73,12 @@ class LinkPeer:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, nats_url: str, *, shards: int, keeps: bool = True) -> AsyncIterator[Self]:
-        """Listening, until the block ends."""
-        bus = await Bus.connect(NatsSettings(url=(nats_url,)), "bench")
+    async def connect(
+        cls, nats_url: str, *, shards: int, keeps: bool = True, stream_replicas: int = 1
+    ) -> AsyncIterator[Self]:
+        """Listening, until the block ends. `nats_url`: one address or several, comma separated."""
+        settings = NatsSettings(url=tuple(nats_url.split(",")), stream_replicas=stream_replicas)
+        bus = await Bus.connect(settings, "bench")
         peer = cls(bus, shards=shards, keeps=keeps)
         try:
             await bus.ensure_stream(stream_name("scheduler"), [all_subjects("scheduler")])
@@ -158,7 +161,7 @@ class LinkPeer:
 
     def _keep(self, _frame: link_pb2.Frame, message: Message) -> None:
         if self._keeps:
-            self._landed.append(_Landed(at_ns=_stored_at_ns(message), payload=message.data))
+            self._landed.append(_Landed(at_ns=stored_at_ns(message), payload=message.data))
 
 
 def entity_name(number: int) -> str:
@@ -177,7 +180,8 @@ def _calls(addressed: Iterable[Addressed]) -> Iterator[list[Addressed]]:
         yield call
 
 
-def _stored_at_ns(message: Message) -> int:
+def stored_at_ns(message: Message) -> int:
+    """When JetStream had a message, ns since 1970."""
     # $JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<timestamp>.<pending>[.…]
     tokens = message.reply.split(".")
     return int(tokens[7] if len(tokens) == 9 else tokens[9])
