@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -148,23 +149,42 @@ class Process:
         return f"There is no log at {self.log}."
 
 
+_claims: deque[int] = deque()
+_MAX_CLAIMS = 128
+"""Older ones are let go: their servers have long been listening."""
+
+
 @functools.cache
 def _forker() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="forker")
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody listens on, outside the range the kernel gives to outgoing connections.
+    """A port nobody listens on and nobody else was given a moment ago, outside the range of outgoing connections.
 
-    Inside that range a stopped server's port could be gone before it starts again.
+    Inside that range, which is the kernel's, a stopped server's port could be gone before it starts again.
     """
     for _ in range(1000):
         port = random.randint(10_000, 32_000)
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-            return port
+            if _claim(port):
+                return port
     raise OSError(f"Found no free port on {host}.")
+
+
+def _claim(port: int) -> bool:
+    """Keep a port from all who ask, in any process, until its server listens: by a name that ends with this process."""
+    with socket.socket(socket.AF_UNIX) as claim:
+        try:
+            claim.bind(f"\0carillon-port-{port}")
+        except OSError:
+            return False
+        _claims.append(claim.detach())
+    if len(_claims) > _MAX_CLAIMS:
+        os.close(_claims.popleft())
+    return True
 
 
 def accepts_connections(host: str, port: int) -> bool:
