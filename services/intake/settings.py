@@ -54,7 +54,7 @@ class IntakeSettings(Settings):
         ge=1,
         le=100_000_000,
         description="Frames of one tenant that may be without a receipt, over all links and replicas, looked at every "
-        "second; then its commands are RESOURCE_EXHAUSTED (INV-9). Half of CARILLON_LINKS_MAX_UNCONFIRMED_FRAMES, so "
+        "second; then its commands are RESOURCE_EXHAUSTED (INV-9). Half of CARILLON_LINK_MAX_UNCONFIRMED_FRAMES, so "
         "that one tenant alone does not fill a link for all.",
     )
 
