@@ -16,6 +16,9 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+from uuid import UUID
 
 import grpc
 from opentelemetry import context as otel_context
@@ -157,6 +160,24 @@ def fail(begun: Span, error: Exception) -> None:
     kind = error.reason if isinstance(error, CarillonError) else type(error).__name__
     begun.set_attribute("error.type", kind)
     begun.set_status(Status(StatusCode.ERROR, kind))
+
+
+class Spans:
+    """Spans of single pieces of work, by their ids, all ended with the block; an error that ends it is theirs."""
+
+    def __init__(self) -> None:
+        self._spans: dict[UUID, Span] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        for begun in self._spans.values():
+            if isinstance(error, Exception):
+                fail(begun, error)
+            begun.end()
 
 
 @dataclass(frozen=True, slots=True)

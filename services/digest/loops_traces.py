@@ -8,11 +8,9 @@ in which they happened, at most traces.MOST_LINKS, the rest being counted.
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 from uuid import UUID
 
-from opentelemetry.trace import INVALID_SPAN, Span, use_span
+from opentelemetry.trace import INVALID_SPAN, use_span
 
 from libs.telemetry import traces
 from libs.telemetry.exemplars import Exemplar, exemplar_of
@@ -20,23 +18,12 @@ from libs.trace_points import Point
 from services.digest.windows import Closed, ClosingWindow
 
 
-class Making:
+class Making(traces.Spans):
     """Those of one batch: begun when its windows are claimed, ended with the transaction, that is with the block."""
 
     def __init__(self) -> None:
-        self._spans: dict[UUID, Span] = {}
+        super().__init__()
         self._windows = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        for span in self._spans.values():
-            if isinstance(error, Exception):
-                traces.fail(span, error)
-            span.end()
 
     def begin(
         self, windows: Sequence[ClosingWindow], causes: Mapping[UUID, Sequence[Point]]

@@ -5,12 +5,10 @@ A timer that nobody traces costs one comparison here. Where no spans are made, w
 
 import logging
 from collections.abc import Iterable, Mapping
-from types import TracebackType
-from typing import Self
 from uuid import UUID
 
 from msgspec.structs import replace
-from opentelemetry.trace import INVALID_SPAN, Span, use_span
+from opentelemetry.trace import INVALID_SPAN, use_span
 
 from libs.telemetry import traces
 from libs.trace_points import Point
@@ -21,24 +19,13 @@ from services.scheduler.timer import Timer
 log = logging.getLogger(__name__)
 
 
-class Firing:
+class Firing(traces.Spans):
     """Those of one turn: begun before it decides, and ended with its transaction, that is with the block."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.points: dict[UUID, Point] = {}
         """Of each traced timer: what caused whatever it sends."""
-        self._spans: dict[UUID, Span] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        for span in self._spans.values():
-            if isinstance(error, Exception):
-                traces.fail(span, error)
-            span.end()
 
     def begin(self, timers: Iterable[Timer]) -> Mapping[UUID, Point]:
         """The time of these has come; returns `points`."""

@@ -1,6 +1,6 @@
 """Digest: what is told to whom, which windows wait, and whether everything is accounted for."""
 
-from tools.dashboards.panels import Dashboard, Row, graph, heat, number, row
+from tools.dashboards.panels import Dashboard, Row, graph, heat, number, rates, row
 from tools.dashboards.shared import calls, quantiles, resources
 
 
@@ -64,11 +64,11 @@ def _traffic() -> Row:
             ("sum(rate(carillon_digest_windows_opened_total{}[]))", "opened"),
             unit="si:/s",
         ),
-        graph(
+        rates(
             "Items",
             "By the state they entered.",
-            ("sum by (state) (rate(carillon_digest_items_total{}[]))", "{{state}}"),
-            unit="si:/s",
+            "carillon_digest_items_total",
+            by="state",
         ),
         graph(
             "Items that were not told",
@@ -79,11 +79,11 @@ def _traffic() -> Row:
             ),
             unit="si:/s",
         ),
-        graph(
+        rates(
             "Windows closed",
             "By what came of them.",
-            ("sum by (result) (rate(carillon_digest_rendered_total{}[]))", "{{result}}"),
-            unit="si:/s",
+            "carillon_digest_rendered_total",
+            by="result",
         ),
     )
 
@@ -91,29 +91,29 @@ def _traffic() -> Row:
 def _triggers() -> Row:
     return row(
         "Batches, outcomes, history",
-        graph(
+        rates(
             "Batches",
             "Windows that began to close: on their batch's trigger, or without it, by their fallback.",
-            ("sum by (cause) (rate(carillon_digest_batch_windows_total{}[]))", "{{cause}}"),
-            unit="si:/s",
+            "carillon_digest_batch_windows_total",
+            by="cause",
         ),
-        graph(
+        rates(
             "Triggers",
             "New runs, and the same again.",
-            ("sum by (result) (rate(carillon_digest_batch_runs_total{}[]))", "{{result}}"),
-            unit="si:/s",
+            "carillon_digest_batch_runs_total",
+            by="result",
         ),
-        graph(
+        rates(
             "What the dispatcher reported",
             "Outcomes of deliveries.",
-            ("sum by (outcome) (rate(carillon_digest_delivery_outcomes_total{}[]))", "{{outcome}}"),
-            unit="si:/s",
+            "carillon_digest_delivery_outcomes_total",
+            by="outcome",
         ),
-        graph(
+        rates(
             "History deleted",
             "Rows that had been kept for their retention.",
-            ("sum by (what) (rate(carillon_digest_forgotten_total{}[]))", "{{what}}"),
-            unit="si:/s",
+            "carillon_digest_forgotten_total",
+            by="what",
         ),
     )
 
@@ -188,17 +188,17 @@ def _failures() -> Row:
             ("sum(rate(carillon_digest_press_jams_total{}[]))", "jams"),
             unit="si:/s",
         ),
-        graph(
+        rates(
             "Requests to formatting services",
             "Not asked: left alone for a while after failures, or not registered.",
-            ("sum by (result) (rate(carillon_digest_formatting_requests_total{}[]))", "{{result}}"),
-            unit="si:/s",
+            "carillon_digest_formatting_requests_total",
+            by="result",
         ),
-        graph(
+        rates(
             "Items in a format",
             "Written by the service now (asked) or before (cached), or by a template for it (fallback).",
-            ("sum by (result) (rate(carillon_digest_formatted_items_total{}[]))", "{{result}}"),
-            unit="si:/s",
+            "carillon_digest_formatted_items_total",
+            by="result",
         ),
         graph(
             "The ledger",

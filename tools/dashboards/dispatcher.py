@@ -1,7 +1,7 @@
 """The dispatcher: what leaves, what waits, what failed and why."""
 
 from tools.dashboards.overview import deliveries_late
-from tools.dashboards.panels import Dashboard, Row, graph, heat, number, row
+from tools.dashboards.panels import Dashboard, Row, graph, heat, number, rates, row
 from tools.dashboards.shared import calls, quantiles, resources
 
 
@@ -65,11 +65,11 @@ def _traffic() -> Row:
             unit="si:/s",
             stack=True,
         ),
-        graph(
+        rates(
             "Deliveries ended",
             "By outcome.",
-            ("sum by (outcome) (rate(carillon_dispatcher_deliveries_ended_total{}[]))", "{{outcome}}"),
-            unit="si:/s",
+            "carillon_dispatcher_deliveries_ended_total",
+            by="outcome",
         ),
         graph(
             "Deliveries that were not sent",
@@ -144,11 +144,11 @@ def _backlog() -> Row:
             "Of each process.",
             ("carillon_dispatcher_attempts_under_way{}", "{{instance}}"),
         ),
-        graph(
+        rates(
             "Held back",
             "Deliveries put off by a rate, or because their destination is left alone; each time counts.",
-            ("sum by (reason) (rate(carillon_dispatcher_postponed_total{}[]))", "{{reason}}"),
-            unit="si:/s",
+            "carillon_dispatcher_postponed_total",
+            by="reason",
         ),
     )
 
@@ -165,22 +165,22 @@ def _failures() -> Row:
             ),
             unit="si:/s",
         ),
-        graph(
+        rates(
             "Retries",
             "Attempts put off until a timer comes back, by channel.",
-            ("sum by (channel) (rate(carillon_dispatcher_retries_total{}[]))", "{{channel}}"),
-            unit="si:/s",
+            "carillon_dispatcher_retries_total",
+            by="channel",
         ),
         graph(
             "Destinations left alone",
             "By lane, all processes; each finds it out for itself.",
             ("sum by (lane) (carillon_dispatcher_open_breakers{})", "{{lane}}"),
         ),
-        graph(
+        rates(
             "Breakers that opened",
             "By lane.",
-            ("sum by (lane) (rate(carillon_dispatcher_breaker_openings_total{}[]))", "{{lane}}"),
-            unit="si:/s",
+            "carillon_dispatcher_breaker_openings_total",
+            by="lane",
         ),
     )
 
@@ -188,11 +188,11 @@ def _failures() -> Row:
 def _left() -> Row:
     return row(
         "In doubt, dead, held",
-        graph(
+        rates(
             "In doubt",
             "After a crash before the record, or because the reply was lost.",
-            ("sum by (cause) (rate(carillon_dispatcher_in_doubt_total{}[]))", "{{cause}}"),
-            unit="si:/s",
+            "carillon_dispatcher_in_doubt_total",
+            by="cause",
         ),
         graph(
             "Claims that ran out",

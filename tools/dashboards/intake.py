@@ -1,6 +1,6 @@
 """Intake: what comes in, how fast it is answered, what is refused."""
 
-from tools.dashboards.panels import COMPONENT, Dashboard, Row, graph, number, row
+from tools.dashboards.panels import COMPONENT, Dashboard, Row, graph, number, rates, row
 from tools.dashboards.shared import OURS, calls, resources, share
 
 _CALLS = 'rpc_service="carillon.intake.v1.IntakeService"'
@@ -89,11 +89,11 @@ def _traffic() -> Row:
             "Of each process.",
             ("carillon_intake_stream_batches{}", "{{instance}}"),
         ),
-        graph(
+        rates(
             "Requests that ended",
             "With answers (closed), without (expired), or withdrawn.",
-            ("sum by (state) (rate(carillon_intake_closed_requests_total{}[]))", "{{state}}"),
-            unit="si:/s",
+            "carillon_intake_closed_requests_total",
+            by="state",
         ),
     )
 
@@ -114,11 +114,11 @@ def _backlog() -> Row:
             log=True,
             limit=60,
         ),
-        graph(
+        rates(
             "Limited calls",
             "Refused because of their tenant's rate or backlog.",
-            ("sum by (limit) (rate(carillon_intake_limited_calls_total{}[]))", "{{limit}}"),
-            unit="si:/s",
+            "carillon_intake_limited_calls_total",
+            by="limit",
         ),
         graph(
             "Repeated, and answered early",

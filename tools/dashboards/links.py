@@ -1,6 +1,6 @@
 """The links between services: frames on their way through Postgres and NATS, and what stands in their way."""
 
-from tools.dashboards.panels import COMPONENT, Dashboard, Row, Series, graph, heat, listing, number, row
+from tools.dashboards.panels import COMPONENT, Dashboard, Row, Series, graph, heat, listing, number, rates, row
 from tools.dashboards.shared import quantiles
 
 _OF = f"{COMPONENT}{{}}"
@@ -199,11 +199,11 @@ def _peers() -> Row:
             (f"sum by (component) (rate(carillon_nats_reconnects_total{{}}[]) {_OF})", "{{component}}"),
             unit="si:/s",
         ),
-        graph(
+        rates(
             "Spans of traces",
             "Taken by the collector, or not. None where no traces are made.",
-            ("sum by (result) (rate(carillon_trace_spans_total{}[]))", "{{result}}"),
-            unit="si:/s",
+            "carillon_trace_spans_total",
+            by="result",
         ),
         listing(
             "Streams",

@@ -174,6 +174,11 @@ def graph(
     return panel
 
 
+def rates(title: str, description: str, counter: str, *, by: str) -> timeseries.Panel:
+    """How often a counter goes up each second, a line for each value of a label."""
+    return graph(title, description, (f"sum by ({by}) (rate({counter}{{}}[]))", f"{{{{{by}}}}}"), unit="si:/s")
+
+
 def number(
     title: str,
     description: str,

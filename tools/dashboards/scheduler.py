@@ -1,7 +1,7 @@
 """The scheduler: when timers fire, who holds which shards, what waits."""
 
 from tools.dashboards.overview import timers_late
-from tools.dashboards.panels import Dashboard, Row, graph, heat, number, row
+from tools.dashboards.panels import Dashboard, Row, graph, heat, number, rates, row
 from tools.dashboards.shared import calls, quantiles, resources
 
 
@@ -63,17 +63,17 @@ def _traffic() -> Row:
             unit="si:/s",
             stack=True,
         ),
-        graph(
+        rates(
             "Timers that ended without firing",
             "By state; done counts reported events.",
-            ("sum by (state) (rate(carillon_scheduler_timers_decided_total{}[]))", "{{state}}"),
-            unit="si:/s",
+            "carillon_scheduler_timers_decided_total",
+            by="state",
         ),
-        graph(
+        rates(
             "Timers skipped",
             "By reason: missed while nobody ran, an overlapping occurrence, a condition, a service's answer.",
-            ("sum by (reason) (rate(carillon_scheduler_timers_skipped_total{}[]))", "{{reason}}"),
-            unit="si:/s",
+            "carillon_scheduler_timers_skipped_total",
+            by="reason",
         ),
         graph(
             "Timers in and out",
@@ -164,11 +164,11 @@ def _shards() -> Row:
             ("max(carillon_scheduler_shards{}) - sum(carillon_scheduler_shards_held{})", "not held"),
             limit=1,
         ),
-        graph(
+        rates(
             "Shards taken over",
             "Rollouts and scaling do it. Without them: leases run out, because of Postgres or pauses.",
-            ("sum by (instance) (rate(carillon_scheduler_takeovers_total{}[]))", "{{instance}}"),
-            unit="si:/s",
+            "carillon_scheduler_takeovers_total",
+            by="instance",
         ),
         graph(
             "Leases and fences",
@@ -183,17 +183,17 @@ def _shards() -> Row:
 def _failures() -> Row:
     return row(
         "Failures",
-        graph(
+        rates(
             "Turns",
             "Transactions of the engine, by how they ended.",
-            ("sum by (result) (rate(carillon_scheduler_turns_total{}[]))", "{{result}}"),
-            unit="si:/s",
+            "carillon_scheduler_turns_total",
+            by="result",
         ),
-        graph(
+        rates(
             "Questions to business services",
             "By answer; dropped ones were not asked, for want of room.",
-            ("sum by (result) (rate(carillon_scheduler_questions_total{}[]))", "{{result}}"),
-            unit="si:/s",
+            "carillon_scheduler_questions_total",
+            by="result",
         ),
         graph(
             "Events",
