@@ -42,6 +42,8 @@ other values than these: never a tenant, a subscriber or an id. Besides them the
 
 - A gauge *of all replicas* is read from Postgres and the same in each of them: take `max`, never `sum`. Everything
   else is the process's own.
+- Backlogs and ages of all replicas have no series while the process has not been able to read them for a minute, so
+  that they do not stand still. What is counted once a minute, and the ledger's figures, keep what was last seen.
 - The common metrics have no label that says whose they are; `carillon_build_info` does, as `component`. Where `job`
   does not tell: `… * on (instance, job) group_left (component) carillon_build_info`.
 - Bounds of buckets are written as `le="1.0"`, `le="300.0"`.

@@ -14,17 +14,18 @@ from functools import cache
 
 from prometheus_client import Counter, Gauge
 
+from libs.telemetry import measured
 from libs.telemetry.exemplars import Histogram
 
 OTHER = "other"
 """Senders that nobody expected, and what is no frame."""
 
-UNCONFIRMED_FRAMES = Gauge(
+UNCONFIRMED_FRAMES = measured.Gauge(
     "carillon_link_unconfirmed_frames",
     "Frames committed and without a receipt, exact, of all replicas of this service.",
     ["receiver"],
 )
-OLDEST_UNCONFIRMED_SECONDS = Gauge(
+OLDEST_UNCONFIRMED_SECONDS = measured.Gauge(
     "carillon_link_oldest_unconfirmed_seconds",
     "Age of the oldest frame without a receipt, exact, of all replicas of this service; 0 without any. The receiver is"
     " behind by this much: scale it on this.",

@@ -5,6 +5,7 @@ from functools import cache
 
 from prometheus_client import Counter, Gauge
 
+from libs.telemetry import measured
 from libs.telemetry.exemplars import Histogram
 from services.digest.catalog import ItemState, WindowKind
 from services.digest.views import Kept, WindowBacklog
@@ -23,16 +24,20 @@ ITEMS = Counter(
 items_of = cache(ITEMS.labels)
 """A series of ITEMS by its labels, which are few: finding it costs more than changing it."""
 WINDOWS_OPENED = Counter("carillon_digest_windows_opened_total", "Windows opened, those of items sent alone left out.")
-OPEN_WINDOWS = Gauge("carillon_digest_open_windows", "Windows that take items, of all replicas.", ["kind"])
-CLOSING_WINDOWS = Gauge("carillon_digest_closing_windows", "Windows that wait to be rendered, of all replicas.")
-HELD_WINDOWS = Gauge("carillon_digest_held_windows", "Windows that quiet hours keep from leaving, of all replicas.")
-OVERDUE_SECONDS = Gauge(
+OPEN_WINDOWS = measured.Gauge("carillon_digest_open_windows", "Windows that take items, of all replicas.", ["kind"])
+CLOSING_WINDOWS = measured.Gauge(
+    "carillon_digest_closing_windows", "Windows that wait to be rendered, of all replicas."
+)
+HELD_WINDOWS = measured.Gauge(
+    "carillon_digest_held_windows", "Windows that quiet hours keep from leaving, of all replicas."
+)
+OVERDUE_SECONDS = measured.Gauge(
     "carillon_digest_overdue_seconds",
     "Business time since the due time of the most overdue window, of all replicas; 0 without any. An open one waits for"
     " its timer, one that is closing to be rendered; one of a batch is due when its fallback is.",
     ["state"],
 )
-OLDEST_BATCH_WINDOW_SECONDS = Gauge(
+OLDEST_BATCH_WINDOW_SECONDS = measured.Gauge(
     "carillon_digest_oldest_batch_window_seconds",
     "Business time since the first thing in the oldest window that waits for its batch's trigger, of all replicas; 0"
     " without any.",

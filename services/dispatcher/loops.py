@@ -46,7 +46,9 @@ _RELEASE = 2_000
 class Queue(Protocol):
     """What the loop needs of the store."""
 
-    async def claimable(self, tx: Transaction, places: Mapping[str, int], full: Sequence[str]) -> list[Candidate]: ...
+    async def claimable(
+        self, tx: Transaction, places: Mapping[str, int], full: Sequence[str], *, patience: Mapping[str, timedelta]
+    ) -> list[Candidate]: ...
     async def claim(
         self, tx: Transaction, candidates: Sequence[Candidate], *, by: str, claim_time: timedelta, now: datetime
     ) -> None: ...
@@ -61,11 +63,13 @@ class Traffic(Protocol):
     """What the loop needs of rates and breakers; see traffic.py."""
 
     def places(self, lane: str, free: int) -> int: ...
+    def patience(self, lane: str) -> timedelta: ...
     def probed(self) -> list[str]: ...
     def take(self, lane: str, destination: str) -> Hold | None: ...
     def leave(self, lane: str, destination: str) -> None: ...
     def end(self, lane: str, destination: str, *, is_outage: bool, retry_after: timedelta | None = None) -> None: ...
-    def take_closed(self) -> set[tuple[str, str]]: ...
+    def closed(self) -> list[tuple[str, str]]: ...
+    def released(self, lane: str, destination: str) -> None: ...
 
 
 class Bounces(Protocol):
@@ -173,7 +177,8 @@ class SendingLoop:
         try:
             async with self._db.transaction() as tx:
                 full = [*self._room.full_destinations(), *self._traffic.probed()]
-                candidates = await self._queue.claimable(tx, places, full)
+                patience = {lane: self._traffic.patience(lane) for lane in places}
+                candidates = await self._queue.claimable(tx, places, full, patience=patience)
                 if not candidates:
                     return 0
                 found = Counter(lane_of(one.delivery.channel) for one in candidates)
@@ -224,12 +229,15 @@ class SendingLoop:
                 decisions.settlements.append(settlement)
 
     async def release_closed(self) -> None:
-        """Let what is parked for destinations that work again go at once, instead of when its time is over."""
-        for lane, destination in self._traffic.take_closed():
-            released = _RELEASE
-            while released == _RELEASE and not self._is_stopping:
-                async with self._db.transaction() as tx:
-                    released = await self._queue.release(tx, lane=lane, destination=destination, limit=_RELEASE)
+        """Let what is parked for destinations that work again go, instead of when its time is over.
+
+        So many each time and not all of it: the mails of an hour without a mail server must not keep others waiting.
+        """
+        for lane, destination in self._traffic.closed():
+            async with self._db.transaction() as tx:
+                released = await self._queue.release(tx, lane=lane, destination=destination, limit=_RELEASE)
+            if released < _RELEASE:
+                self._traffic.released(lane, destination)
 
     async def _start(self, letters: Sequence[Candidate]) -> None:
         if self._is_stopping:

@@ -5,6 +5,7 @@ from functools import cache
 
 from prometheus_client import Counter, Gauge
 
+from libs.telemetry import measured
 from libs.telemetry.exemplars import Histogram
 from services.dispatcher.delivery import CHANNELS, LANES, Hold, Reason, State
 from services.dispatcher.pipeline import Candidate, Settlement
@@ -43,8 +44,10 @@ IN_DOUBT = Counter(
 )
 RETRIES = Counter("carillon_dispatcher_retries_total", "Attempts put off until a timer comes back.", ["channel"])
 UNDER_WAY = Gauge("carillon_dispatcher_attempts_under_way", "Claimed and not recorded yet, in this process.")
-QUEUED = Gauge("carillon_dispatcher_queued_deliveries", "Deliveries waiting or being sent, all replicas.", ["lane"])
-OLDEST_QUEUED_SECONDS = Gauge(
+QUEUED = measured.Gauge(
+    "carillon_dispatcher_queued_deliveries", "Deliveries waiting or being sent, all replicas.", ["lane"]
+)
+OLDEST_QUEUED_SECONDS = measured.Gauge(
     "carillon_dispatcher_oldest_queued_seconds",
     "How long the longest-waiting delivery could have been sent, all replicas; 0 without any.",
     ["lane"],

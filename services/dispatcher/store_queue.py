@@ -30,10 +30,11 @@ _CLAIMABLE = """
            (SELECT min(s.source) FROM suppression AS s WHERE s.tenant = d.tenant AND s.channel = d.channel
                 AND s.address = CASE WHEN d.channel = 'email' THEN lower(d.address) ELSE d.address END
                 AND s.list_id IN ('', d.list_id) AND (d.list_id <> '' OR s.source <> 3))
-    FROM unnest(%(lanes)b::text[], %(places)b::integer[]) AS room (lane, places)
+    FROM unnest(%(lanes)b::text[], %(places)b::integer[], %(patience)b::interval[]) AS room (lane, places, patience)
     CROSS JOIN LATERAL (
         SELECT tenant, delivery_id, attempt, claimable_at, trace FROM queue
-        WHERE queue.lane = room.lane AND claimable_at <= statement_timestamp() AND destination <> ALL(%(full)b::text[])
+        WHERE queue.lane = room.lane AND claimable_at <= statement_timestamp() - room.patience
+            AND destination <> ALL(%(full)b::text[])
         ORDER BY priority DESC, claimable_at LIMIT room.places FOR UPDATE SKIP LOCKED) AS q
     CROSS JOIN LATERAL (SELECT * FROM delivery WHERE tenant = q.tenant AND id = q.delivery_id LIMIT 1) AS d"""
 
@@ -120,15 +121,26 @@ _BACKLOG = """
 class QueueStore:
     """The queue in Postgres."""
 
-    async def claimable(self, tx: Transaction, places: Mapping[str, int], full: Sequence[str]) -> list[Candidate]:
+    async def claimable(
+        self,
+        tx: Transaction,
+        places: Mapping[str, int],
+        full: Sequence[str],
+        *,
+        patience: Mapping[str, timedelta],
+    ) -> list[Candidate]:
         """Lock deliveries whose turn it is, at most `places` per lane, none to destinations that are `full`.
 
+        In a lane that has `patience` only those whose turn it has been for so long.
         In each lane those of the highest priority, and of these the ones that have waited longest, strictly.
         Ones locked by other replicas are passed over. Nothing is changed; what is not claimed is free at the commit.
         """
-        cursor = await tx.raw.execute(
-            _CLAIMABLE, {"lanes": list(places), "places": list(places.values()), "full": list(full)}, prepare=False
-        )
+        room = {
+            "lanes": list(places),
+            "places": list(places.values()),
+            "patience": [patience.get(lane, timedelta(0)) for lane in places],
+        }
+        cursor = await tx.raw.execute(_CLAIMABLE, room | {"full": list(full)}, prepare=False)
         return [_candidate(row) for row in await cursor.fetchall()]
 
     async def claim(

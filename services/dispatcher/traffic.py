@@ -4,10 +4,11 @@
                                     ▲                             │
                                     └────── a failure, for twice as long ──────┘
 
-Both hold deliveries back *before* they are claimed, so that waiting costs no attempt. Where a channel has one
-destination (the SMTP server) it gets no places; where it has many (webhooks) what is held is parked in the queue until
-the hold is over. Every process keeps its own books and nobody else's: N replicas send N times a rate, find an outage
-out N times, and probe N times. That is stated in the settings, and cheaper than a round trip per delivery.
+Both hold deliveries back *before* they are claimed, so that waiting costs no attempt: behind a breaker, and above a
+destination's rate, they are parked in the queue until the hold is over. Every process keeps its own books and nobody
+else's: N replicas send N times a rate, find an outage out N times, and probe N times. That is stated in the settings,
+and cheaper than a round trip per delivery. But where a channel has one destination (the SMTP server), a replica that
+alone cannot reach it would park everything under the others' hands: it parks what nobody has sent for `PATIENCE`.
 
 Time here is monotonic and real: how long a receiver is down has nothing to do with business time. Only destinations
 that failed lately, or that a rate is kept for, are remembered; at `destinations` the least recent is forgotten, which
@@ -30,8 +31,14 @@ from services.dispatcher import metrics
 from services.dispatcher.delivery import Hold, Reason
 from services.dispatcher.settings import TrafficSettings
 
+PATIENCE = timedelta(seconds=30)
+"""Far longer than a delivery waits where some replica sends, far shorter than the service level's five minutes."""
+
 Place = tuple[str, str]
 """A lane and a destination in it; an empty one is the lane as a whole."""
+
+
+_MAIL_SERVER: Place = ("email", "")
 
 
 class Outage(Exception):
@@ -105,18 +112,24 @@ class Traffic:
         self._breakers: OrderedDict[Place, Breaker] = OrderedDict()
         self._open: set[Place] = set()
         self._probed: set[Place] = set()
-        self._closed: set[Place] = set()
+        self._closed: set[Place] = {_MAIL_SERVER}  # Processes that have ended may have left something parked.
 
     def places(self, lane: str, free: int) -> int:
         """How many deliveries of a lane may be claimed, of `free`; begins a new round of claiming for it."""
         self._refused.clear()
         breaker = self._breakers.get((lane, ""))
-        if breaker is not None:
-            if breaker.wait_s(self._now_s()) is not None:
-                return 0
-            free = min(free, 1) if breaker.is_open else free
+        if breaker is not None and breaker.is_open:
+            wait_s = breaker.wait_s(self._now_s())
+            if wait_s is not None:
+                return free if wait_s else 0
+            free = min(free, 1)
         rate = self._lane_rates.get(lane)
         return free if rate is None else min(free, rate.peek(lane).remaining)
+
+    def patience(self, lane: str) -> timedelta:
+        """How long deliveries of a lane must have waited to be claimed: no time, unless they will be parked."""
+        breaker = self._breakers.get((lane, ""))
+        return PATIENCE if breaker is not None and breaker.wait_s(self._now_s()) else timedelta(0)
 
     def probed(self) -> list[str]:
         """Destinations whose one attempt is under way; whatever else they have must wait for it."""
@@ -163,16 +176,20 @@ class Traffic:
             self._closed.add(place)
         if breaker.is_open and not was_open:
             metrics.BREAKER_OPENINGS.labels(lane).inc()
+            self._closed.discard(place)
         self._note(place, breaker)
         if breaker.is_blank:
             del self._breakers[place]
         else:
             self._breakers.move_to_end(place)
 
-    def take_closed(self) -> set[Place]:
-        """Destinations whose breakers have closed since this was last asked: what is parked for them may go."""
-        closed, self._closed = self._closed, set()
-        return {place for place in closed if place[1]}
+    def closed(self) -> list[Place]:
+        """Destinations whose breakers have closed: what is parked for them may go, until it is `released`."""
+        return list(self._closed)
+
+    def released(self, lane: str, destination: str) -> None:
+        """Nothing is parked any more for a destination whose breaker has closed."""
+        self._closed.discard((lane, destination))
 
     def _remember(self, place: Place) -> Breaker:
         while len(self._breakers) >= self._settings.destinations:

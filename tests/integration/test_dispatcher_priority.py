@@ -87,7 +87,7 @@ async def test_a_claim_reads_no_more_than_it_takes(rig: Rig) -> None:
     async with rig.db.transaction() as tx:
         counted = "SELECT seq_scan, idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'queue'"
         before = await (await tx.raw.execute(counted)).fetchone()
-        claimed = await rig.queue.claimable(tx, {"log": 10}, [])
+        claimed = await rig.queue.claimable(tx, {"log": 10}, [], patience={})
         after = await (await tx.raw.execute(counted)).fetchone()
     assert [one.delivery.subject for one in claimed] == ["normal"] * 10
     assert before is not None

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from services.dispatcher import loops
 from services.dispatcher.delivery import Letter, Reason, Result, Retryable, Sent, State
 from services.dispatcher.settings import TrafficSettings
-from services.dispatcher.traffic import Traffic
+from services.dispatcher.traffic import PATIENCE, Traffic
 from tests.support.dispatcher_world import NOON, SECOND, Rig, ScriptedChannel, delivery, id_of, migrated_database
 from tests.support.fixtures import OpenDatabase
 
@@ -91,17 +92,80 @@ async def test_what_is_parked_goes_out_when_the_breaker_closes(rig: Rig) -> None
     assert max(attempt.number for attempt in await rig.attempts(id_of("bad20"))) == 1
 
 
-async def test_mails_stay_where_they_are_while_the_server_is_down(rig: Rig) -> None:
-    """A channel with one destination is not claimed for at all, then with one mail, then with all."""
+def mail(name: str) -> Any:
+    """A delivery by mail."""
+    return delivery(name, channel="email", address="ann@example.com")
+
+
+async def have_waited(rig: Rig, time: timedelta) -> None:
+    """As if what may be claimed could have been for so long."""
+    async with rig.db.transaction() as tx:
+        await tx.raw.execute("UPDATE queue SET claimable_at = now() - %s WHERE claimable_at <= now()", (time,))
+
+
+async def test_mails_for_a_server_that_is_down_are_parked_and_go_out_when_it_is_up(rig: Rig) -> None:
+    """The rest waits and costs no attempts, until one attempt finds the server well and lets all of it go."""
     server = Host()
-    settings = TrafficSettings(breaker_failures=2, breaker_open=300 * MILLISECOND)
-    async with rig.sending(email=server, traffic=settings, email_concurrency=1) as outcomes:
-        await rig.accept(*(delivery(str(n), channel="email", address="ann@example.com") for n in range(10)))
-        await outcomes.until(2)
-        server.is_up = True
-        await outcomes.until(10)
-        assert await parked(rig) == 0
-    assert await rig.states() == {State.SENT: 8, State.RETRYING: 2}
+    outcomes, at_s = rig.outcomes(), [1_000.0]
+    loop = rig.loop(outcomes, email=server, email_concurrency=1)
+    loop._traffic = Traffic(TrafficSettings(breaker_failures=2), now_s=lambda: at_s[0])
+    for _ in range(2):
+        loop._traffic.end("email", "", is_outage=True)
+    await rig.accept(*(mail(str(n)) for n in range(20)))
+    await have_waited(rig, PATIENCE)
+    while await loop.claim_once():
+        pass
+    assert (await parked(rig), len(server.letters)) == (20, 0)
+    # What is parked would wait for an hour: only the breaker's closing can free it earlier.
+    async with rig.db.transaction() as tx:
+        await tx.raw.execute("UPDATE queue SET claimable_at = now() + interval '1 hour'")
+    await rig.accept(mail("fresh"))
+    server.is_up = True
+    at_s[0] += 30
+    task = asyncio.create_task(loop.run())
+    await outcomes.until(21)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await rig.states() == {State.SENT: 21}
+    assert (await rig.record(id_of("19"))).attempts == 1
+
+
+async def test_a_replica_that_cannot_reach_the_mail_server_leaves_mails_to_those_that_can(rig: Rig) -> None:
+    """It parks none that has just come, however often it looks, and the other one sends them."""
+    settings = TrafficSettings(breaker_failures=1, breaker_open=timedelta(hours=1))
+    cut_off = rig.loop(rig.outcomes(), email=Host(), traffic=settings)
+    cut_off._traffic.end("email", "", is_outage=True)
+    await rig.accept(*(mail(str(n)) for n in range(5)))
+    await have_waited(rig, PATIENCE / 2)
+    assert await cut_off.claim_once() == 0
+    assert await parked(rig) == 0
+    async with rig.sending(email=ScriptedChannel()) as outcomes:
+        await outcomes.until(5)
+    assert await rig.states() == {State.SENT: 5}
+
+
+async def test_what_is_parked_is_let_go_bit_by_bit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that others are claimed for between; and no more of it once the server fails again."""
+    monkeypatch.setattr(loops, "_RELEASE", 2)
+    at_s = [1_000.0]
+    loop = rig.loop(rig.outcomes(), email=Host())
+    loop._traffic = Traffic(TrafficSettings(breaker_failures=1), now_s=lambda: at_s[0])
+    await rig.accept(*(mail(str(n)) for n in range(7)))
+    async with rig.db.transaction() as tx:
+        await tx.raw.execute("UPDATE queue SET claimable_at = now() + interval '1 hour'")
+    left = []
+    for _ in range(2):
+        await loop.release_closed()
+        left.append(await parked(rig))
+    loop._traffic.end("email", "", is_outage=True)
+    await loop.release_closed()
+    assert [*left, await parked(rig)] == [5, 3, 3]
+    at_s[0] += 30
+    loop._traffic.take("email", "")
+    loop._traffic.end("email", "", is_outage=False)
+    for _ in range(3):
+        await loop.release_closed()
+    assert (await parked(rig), loop._traffic.closed()) == (0, [])
 
 
 async def test_a_delivery_is_not_parked_beyond_its_age(rig: Rig) -> None:
@@ -110,9 +174,11 @@ async def test_a_delivery_is_not_parked_beyond_its_age(rig: Rig) -> None:
     async with rig.sending(webhook=host, traffic=settings, max_age=timedelta(hours=2)) as outcomes:
         await rig.accept(hook("first"))
         await outcomes.until(1)
-        rig.clock.at = NOON - timedelta(hours=3)
         await rig.accept(hook("old"))
-        rig.clock.at = NOON
+        await until_parked(rig, 1)
+        rig.clock.at = NOON + timedelta(hours=3)
+        async with rig.db.transaction() as tx:
+            await tx.raw.execute("UPDATE queue SET claimable_at = now()")
         await outcomes.until(2)
     assert await rig.outcomes_told() == [("dead", "too_old")]
     assert (await rig.record(id_of("old"))).last_error == "too_old: breaker_open"

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from carillon.dispatcher.v1 import dispatcher_pb2 as pb
@@ -101,16 +102,24 @@ async def test_a_retry_counts_anew_and_its_wait_does_not(rig: Rig) -> None:
     assert since(f"{HANDOVER}_bucket", channel="log", le="300.0") == 2
 
 
-async def test_what_is_parked_is_put_off_with_a_reason(rig: Rig) -> None:
-    """Behind a breaker that is open: that is no lateness of ours."""
-    since, address = Since(), "https://example.com/hook"
-    loop = rig.loop(rig.outcomes(), webhook=ScriptedChannel(), traffic=TrafficSettings(breaker_failures=1))
-    loop._traffic.end("webhook", destination_of("webhook", address), is_outage=True)
-    await rig.accept(delivery(channel="webhook", address=address))
+@pytest.mark.parametrize(
+    ("channel", "address"), [("webhook", "https://example.com/hook"), ("email", "ann@example.com")]
+)
+async def test_what_is_parked_is_put_off_with_a_reason(rig: Rig, channel: str, address: str) -> None:
+    """Behind a breaker that is open: that is no lateness of ours, and nothing is older than it."""
+    since = Since()
+    way: dict[str, Any] = {channel: ScriptedChannel()}
+    loop = rig.loop(rig.outcomes(), traffic=TrafficSettings(breaker_failures=1), **way)
+    loop._traffic.end(channel, destination_of(channel, address), is_outage=True)
+    await rig.accept(delivery(channel=channel, address=address))
+    await have_waited(rig, 1)
     await loop.claim_once()
-    assert since("carillon_dispatcher_postponed_total", channel="webhook", reason="breaker_open") == 1
-    assert since(f"{HANDOVER}_count", channel="webhook") == 1
-    assert since(f"{HANDOVER}_bucket", channel="webhook", le="300.0") == 1
+    assert since("carillon_dispatcher_postponed_total", channel=channel, reason="breaker_open") == 1
+    assert since(f"{HANDOVER}_count", channel=channel) == 1
+    assert since(f"{HANDOVER}_bucket", channel=channel, le="300.0") == 1
+    await housekeeping(rig).run_once()
+    assert sample("carillon_dispatcher_oldest_queued_seconds", lane=channel) == 0
+    assert sample("carillon_dispatcher_queued_deliveries", lane=channel) == 1
 
 
 async def test_an_attempt_lost_with_its_process_has_had_its_claim(rig: Rig) -> None:

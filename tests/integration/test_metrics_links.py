@@ -3,15 +3,18 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from carillon.link.v1 import link_pb2
+from prometheus_client import REGISTRY
 
 from libs.errors import FailedPrecondition, Unavailable
 from libs.jetstream import Bus
 from libs.links import metrics
 from libs.links.frames import OutgoingFrame
 from libs.postgres import Database
+from libs.telemetry import measured
 from local.servers import NatsServer
 from tests.support.fixtures import OpenBus, OpenDatabase
 from tests.support.link_process import RECEIVER, SENDER, commit_numbers
@@ -115,6 +118,20 @@ async def test_the_backlog_of_a_link_is_told_until_there_is_none(world: LinkWorl
     for receiver in (RECEIVER, SENDER):
         assert sample("carillon_link_unconfirmed_frames", receiver=receiver) == 0
         assert sample("carillon_link_oldest_unconfirmed_seconds", receiver=receiver) == 0
+
+
+async def test_a_backlog_that_cannot_be_read_is_missing(
+    world: LinkWorld, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would say that all is well while Postgres is away; once it is back, so is the gauge."""
+    gauge, sender = "carillon_link_oldest_unconfirmed_seconds", world.sender(bus)
+    await sender.measure_once()
+    assert REGISTRY.get_sample_value(gauge, {"receiver": RECEIVER}) == 0
+    monkeypatch.setattr(measured, "monotonic", lambda: monotonic() + measured.FRESH_S + 1)
+    assert REGISTRY.get_sample_value(gauge, {"receiver": RECEIVER}) is None
+    await sender.measure_once()
+    assert REGISTRY.get_sample_value(gauge, {"receiver": RECEIVER}) == 0
+    assert REGISTRY.get_sample_value("carillon_link_unconfirmed_frames", {"receiver": RECEIVER}) == 0
 
 
 # Postgres

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from services.dispatcher import metrics
 from services.dispatcher.delivery import Hold, Reason
 from services.dispatcher.settings import TrafficSettings
-from services.dispatcher.traffic import Traffic
+from services.dispatcher.traffic import PATIENCE, Traffic
 
 SECOND = timedelta(seconds=1)
 HOOK = ("webhook", "example.com:443")
@@ -28,6 +28,7 @@ class Street:
             "breaker_open_longest": 35 * SECOND,
         } | settings
         self.traffic = Traffic(TrafficSettings(**given), now_s=lambda: self.at_s)
+        self.traffic.released(*RELAY)
 
     def fail(self, place: tuple[str, str] = HOOK, times: int = 1, **fields: Any) -> None:
         for _ in range(times):
@@ -66,8 +67,8 @@ def test_an_open_breaker_lets_one_attempt_through_when_its_time_is_over() -> Non
     assert street.traffic.probed() == ["example.com:443"]
 
 
-def test_the_attempt_that_works_closes_the_breaker_and_says_so_once() -> None:
-    """What is parked for the destination can then be let go."""
+def test_the_attempt_that_works_closes_the_breaker_and_says_so() -> None:
+    """What is parked for the destination can then be let go, until nothing is or it fails again."""
     street = Street()
     street.fail(times=3)
     street.at_s += 10
@@ -75,8 +76,14 @@ def test_the_attempt_that_works_closes_the_breaker_and_says_so_once() -> None:
     street.work()
     assert street.traffic.take(*HOOK) is None
     assert street.traffic.probed() == []
-    assert street.traffic.take_closed() == {HOOK}
-    assert street.traffic.take_closed() == set()
+    assert street.traffic.closed() == [HOOK]
+    street.fail(times=3)
+    assert street.traffic.closed() == []
+    street.at_s += 10
+    street.traffic.take(*HOOK)
+    street.work()
+    street.traffic.released(*HOOK)
+    assert street.traffic.closed() == []
 
 
 def test_each_failure_of_that_attempt_doubles_the_time_up_to_the_longest() -> None:
@@ -128,19 +135,25 @@ def test_an_attempt_that_is_not_made_after_all_leaves_the_place_free() -> None:
     assert street.traffic.take(*HOOK) is None
 
 
-def test_a_channel_with_one_destination_gets_no_places_while_that_fails() -> None:
-    """Its deliveries stay in the queue as they are; then one place, then all."""
-    street = Street()
+def test_a_channel_with_one_destination_that_fails_claims_only_what_nobody_else_sends() -> None:
+    """That is parked; then there is one place, for whatever is first; then all."""
+    street = Street(email_rate="8/s")
     street.fail(RELAY, times=3)
-    assert street.traffic.places("email", 32) == 0
-    assert street.traffic.places("webhook", 32) == 32
+    assert (street.traffic.places("email", 32), street.traffic.patience("email")) == (32, PATIENCE)
+    assert street.traffic.take(*RELAY) == held(10)
+    assert (street.traffic.places("webhook", 32), street.traffic.patience("webhook")) == (32, 0 * SECOND)
     street.at_s += 10
-    assert street.traffic.places("email", 32) == 1
+    assert (street.traffic.places("email", 32), street.traffic.patience("email")) == (1, 0 * SECOND)
     assert street.traffic.take(*RELAY) is None
     assert street.traffic.places("email", 32) == 0
     street.work(RELAY)
-    assert street.traffic.places("email", 32) == 32
-    assert street.traffic.take_closed() == set()
+    assert (street.traffic.places("email", 32), street.traffic.patience("email")) == (7, 0 * SECOND)
+    assert street.traffic.closed() == [RELAY]
+
+
+def test_a_new_process_lets_go_of_what_others_have_parked_for_the_mail_server() -> None:
+    """It knows of no outage, so to restart all of them is a way out of one that is over."""
+    assert Traffic(TrafficSettings()).closed() == [RELAY]
 
 
 def test_breakers_can_be_switched_off() -> None:
