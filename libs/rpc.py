@@ -15,7 +15,6 @@ from __future__ import annotations  # gRPC's classes are generic in its stubs on
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
@@ -38,6 +37,7 @@ from libs.rpc_context import (
 )
 from libs.rpc_errors import code_number, code_of
 from libs.rpc_metrics import RpcMetrics
+from libs.rpc_tls import server_credentials
 from libs.settings import AuthSettings, GrpcSettings, ReflectionMode, TlsMode
 from libs.telemetry.logs import get_logger
 
@@ -196,25 +196,9 @@ def _listen(server: grpc.aio.Server, settings: GrpcSettings) -> int:
     try:
         if settings.tls is TlsMode.PLAINTEXT:
             return server.add_insecure_port(address)
-        return server.add_secure_port(address, _credentials(settings))
-    except RuntimeError as err:  # gRPC's own way to say that bind failed, or that the certificate is no certificate.
+        return server.add_secure_port(address, server_credentials(settings))
+    except RuntimeError as err:  # gRPC's own way to say that bind failed.
         raise SettingsError(f"CARILLON_GRPC_HOST, CARILLON_GRPC_PORT: cannot listen on {address}: {err}.") from err
-
-
-def _credentials(settings: GrpcSettings) -> grpc.ServerCredentials:
-    client_ca = settings.tls_client_ca_file
-    return grpc.ssl_server_credentials(
-        [(_content(settings.tls_key_file), _content(settings.tls_cert_file))],
-        root_certificates=None if client_ca is None else _content(client_ca),
-        require_client_auth=client_ca is not None,
-    )
-
-
-def _content(path: Path | None) -> bytes:
-    try:
-        return b"" if path is None else path.read_bytes()
-    except OSError as err:
-        raise SettingsError(f"CARILLON_GRPC_TLS_*: {path} cannot be read: {err.strerror}.") from err
 
 
 def _address(host: str, port: int) -> str:

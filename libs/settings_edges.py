@@ -42,7 +42,11 @@ class GrpcSettings(Settings):
         "container, which needs CARILLON_AUTH_MODE other than none.",
     )
     port: int = Field(0, ge=0, le=65535, description="Port to listen on. 0: a free one, which is logged.")
-    tls_cert_file: Path | None = Field(None, description="PEM with the server's certificate chain. Not set: plaintext.")
+    tls_cert_file: Path | None = Field(
+        None,
+        description="PEM with the server's certificate chain. Read anew when it was replaced, for new connections. "
+        "Not set: plaintext.",
+    )
     tls_key_file: Path | None = Field(None, description="PEM with the key of tls_cert_file.")
     tls_client_ca_file: Path | None = Field(
         None,
@@ -216,6 +220,11 @@ class AuthSettings(Settings):
     jwt_roles_claim: str | None = Field(
         None,
         description="Path of a claim with a list of roles (or one, space separated). Not set: tokens carry no roles.",
+    )
+    jwt_operators: CommaSeparated = Field(
+        (),
+        description="Subjects (claim `sub`) with the role operator, comma separated: tokens of Kubernetes carry no roles, "
+        "so name service accounts, `system:serviceaccount:<namespace>:<name>`.",
     )
     jwt_leeway: Duration = Field(
         10 * SECOND,

@@ -1,6 +1,9 @@
 """TLS and mTLS by settings, with certificates made on the spot."""
 
+import asyncio
 import ipaddress
+import shutil
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +15,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from google.protobuf.wrappers_pb2 import StringValue
+from structlog.testing import capture_logs
 
 from libs.errors import SettingsError
-from libs.rpc_client import ClientTls
+from libs.rpc_client import ClientTls, connect
 from libs.settings import GrpcSettings
+from tests.integration.rpc_probe import ProbeStub
 from tests.integration.test_rpc_server import refused, running
 
 _FROM, _UNTIL = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
@@ -114,6 +119,78 @@ async def test_plaintext_is_refused_by_tls(tmp_path: Path) -> None:
         assert (await refused(rpc.stub.Say(StringValue()))).code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def shown_to(address: str, ca: Authority) -> str:
+    """The common name of the certificate that a new connection is shown."""
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context(cafile=ca.cert)
+    context.set_alpn_protocols(["h2"])
+    _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    certificate = writer.get_extra_info("peercert")
+    writer.close()
+    return str(dict(part for parts in certificate["subject"] for part in parts)["commonName"])
+
+
+def replaced(pair: Pair, *, cert: Path | None = None, key: Path | None = None) -> None:
+    """Other files in their place, as whoever replaces a file does it."""
+    for old, new in ((pair.cert, cert), (pair.key, key)):
+        if new is not None:
+            Path(shutil.copy(new, new.with_suffix(".copy"))).replace(old)
+
+
+async def test_a_new_certificate_is_shown_to_new_connections(tmp_path: Path) -> None:
+    """Without a restart; who is connected stays so."""
+    ca = Authority(tmp_path, "ca")
+    pair, other = ca.issue("server"), ca.issue("renewed")
+    async with running(tls_settings(pair), tls=ClientTls(ca=ca.cert)) as rpc:
+        await rpc.stub.Say(StringValue())
+        assert await shown_to(rpc.server.address, ca) == "server"
+        replaced(pair, cert=other.cert, key=other.key)
+        with capture_logs() as logged:
+            assert [await shown_to(rpc.server.address, ca) for _ in range(3)] == ["renewed"] * 3
+        assert (await rpc.stub.Say(StringValue(value="hi"))).value == "hi"
+    assert [one["event"] for one in logged] == ["The server has a new certificate."]
+
+
+async def test_client_certificates_of_a_new_ca_are_taken_and_of_the_old_one_no_more(tmp_path: Path) -> None:
+    """The CAs of clients are read anew like the certificate."""
+    old, new, servers = Authority(tmp_path, "old"), Authority(tmp_path, "new"), Authority(tmp_path, "servers")
+    clients = {ca: ca.issue(f"client of {name}") for ca, name in ((old, "old"), (new, "new"))}
+    trusted = Path(shutil.copy(old.cert, tmp_path / "trusted.pem"))
+    async with running(tls_settings(servers.issue("server"), client_ca=trusted), tls=ClientTls(ca=servers.cert)) as rpc:
+        for round_, welcome in enumerate((old, new)):
+            if round_:
+                Path(shutil.copy(new.cert, tmp_path / "next.pem")).replace(trusted)
+            for ca, client in clients.items():
+                tls = ClientTls(ca=servers.cert, cert=client.cert, key=client.key)
+                async with connect(rpc.server.address, tls=tls) as channel:
+                    call = ProbeStub(channel).Say(StringValue(value="hi"))
+                    if ca is welcome:
+                        assert (await call).value == "hi"
+                    else:
+                        assert (await refused(call)).code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("what", ["nonsense", "half", "missing"])
+async def test_a_new_certificate_that_cannot_be_used_leaves_the_old_one(tmp_path: Path, what: str) -> None:
+    """Nonsense, one file of two, a file that is gone: said once, and over as soon as the files are right."""
+    ca = Authority(tmp_path, "ca")
+    pair, other = ca.issue("server"), ca.issue("renewed")
+    (nonsense := tmp_path / "nonsense").write_text("no certificate")
+    async with running(tls_settings(pair)) as rpc:
+        match what:
+            case "nonsense":
+                replaced(pair, cert=nonsense, key=nonsense)
+            case "half":
+                replaced(pair, cert=other.cert)
+            case "missing":
+                pair.cert.unlink()
+        with capture_logs() as logged:
+            assert [await shown_to(rpc.server.address, ca) for _ in range(3)] == ["server"] * 3
+        assert [one["log_level"] for one in logged] == ["error"]
+        replaced(pair, cert=other.cert, key=other.key)
+        assert await shown_to(rpc.server.address, ca) == "renewed"
+
+
 @pytest.mark.parametrize("content", [None, "no certificate"], ids=["missing", "nonsense"])
 async def test_a_certificate_that_cannot_be_used_is_a_wrong_setting(tmp_path: Path, content: str | None) -> None:
     """The server does not start, and says which file it is."""
@@ -121,6 +198,6 @@ async def test_a_certificate_that_cannot_be_used_is_a_wrong_setting(tmp_path: Pa
     if content is not None:
         pair.cert.write_text(content)
         pair.key.write_text(content)
-    with pytest.raises(SettingsError, match=r"TLS|cannot listen"):
+    with pytest.raises(SettingsError, match=r"CARILLON_GRPC_TLS_\*: .*server.crt"):
         async with running(tls_settings(pair)):
             pass
