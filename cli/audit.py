@@ -3,10 +3,10 @@
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Final, NoReturn
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import grpc
 import typer
@@ -18,30 +18,12 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from cli.connection import (
-    CaFile,
-    CertFile,
-    Connection,
-    Endpoint,
-    KeyFile,
-    Tenant,
-    TokenFile,
-    TokenText,
-    UsesTls,
-    refusal_text,
-)
+from cli.connection import refusal_text
+from cli.session import SERVICES, Exit, Session, command, stop_for_want_of
 
-FOUND, UNUSABLE = 1, 2
 _LEDGER_TIMEOUT_S: Final = 600.0
-_CALL_TIMEOUT_S: Final = 10.0
 _LOOKS: Final = 3
 _BETWEEN_LOOKS_S: Final = 2.0
-_RETRIED: Final = (
-    "carillon.digest.v1.DigestService",
-    "carillon.dispatcher.v1.DispatcherService",
-    "carillon.link.v1.BacklogService",
-    "carillon.link.v1.DeadFrameService",
-)
 _UNFINISHED: Final = frozenset(
     {
         dispatcher_pb2.DELIVERY_STATE_PENDING,
@@ -60,13 +42,9 @@ _GAPS: Final = {
 }
 
 
-def _endpoint(service: str) -> Any:
-    return typer.Option(
-        f"--{service}-endpoint",
-        envvar=f"CARILLON_{service.upper()}_ENDPOINT",
-        help=f"host:port of {service}'s gRPC API; without it {service} is not asked.",
-        show_default=False,
-    )
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "audit", services=SERVICES, needs_all=False)(_audit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,101 +79,70 @@ class Report:
     @property
     def code(self) -> int:
         """The exit code."""
-        return FOUND if self.unaccounted or self.errors else 0
+        return Exit.REFUSED if self.unaccounted or self.errors else Exit.DONE
 
 
-def audit(
-    endpoint: Endpoint,
-    intake: Annotated[str, _endpoint("intake")] = "",
-    scheduler: Annotated[str, _endpoint("scheduler")] = "",
-    dispatcher: Annotated[str, _endpoint("dispatcher")] = "",
-    token: TokenText = "",
-    token_file: TokenFile = None,
-    tenant: Tenant = "",
-    uses_tls: UsesTls = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    is_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
-) -> None:
+async def _audit(session: Session) -> int:
     """Check that everything that was accepted is where it must be.
 
     Digest adds up the tenant's ledger: each notification is, for each of its subscribers and ways to be told, in
     exactly one state. The dispatcher is asked whether it has what digest has been waiting for longest; what does not
     agree at once is looked at three times, and is no finding while frames from before that are on their way. Services
     tell what is under way between them, and what they have put aside, to callers with the role operator; for others
-    that is left out.
+    that is left out. Services other than digest may be left out as well.
 
     Exit codes: 0 all is accounted for; 1 something is not, or a service could not be reached; 2 the command line cannot
     be used.
     """
-    endpoints = {"intake": intake, "scheduler": scheduler, "digest": endpoint, "dispatcher": dispatcher}
-    connection = Connection(
-        endpoint=endpoint,
-        token=token,
-        token_file=token_file,
-        tenant=tenant,
-        uses_tls=uses_tls,
-        ca_file=ca_file,
-        cert_file=cert_file,
-        key_file=key_file,
-    )
-    connections = {name: replace(connection, endpoint=one) for name, one in endpoints.items() if one}
+    if "digest" not in session.connections:
+        stop_for_want_of(["digest"])
     console = Console(stderr=True)
-    shown = Progress(console=console, transient=True) if console.is_terminal and not is_json else nullcontext()
-    try:
-        with shown as progress:
-            report = asyncio.run(Audit(connections, progress).run())
-    except OSError as error:
-        _stop(f"A file cannot be read: {error}", UNUSABLE)
-    report.not_asked = [name for name, one in endpoints.items() if not one]
-    if is_json:
+    is_watched = console.is_terminal and not session.is_json
+    with Progress(console=console, transient=True) if is_watched else nullcontext() as progress:
+        report = await Audit(session, progress).run()
+    report.not_asked = [name for name in SERVICES if name not in session.connections]
+    if session.is_json:
         typer.echo(json.dumps(_as_json(report), ensure_ascii=False, indent=2))
     else:
         _show(report)
-    raise typer.Exit(report.code)
+    return report.code
 
 
 class Audit:
     """One run; asks what can be reached and never changes anything."""
 
     def __init__(
-        self,
-        connections: Mapping[str, Connection],
-        progress: Progress | None = None,
-        *,
-        between_looks_s: float = _BETWEEN_LOOKS_S,
+        self, session: Session, progress: Progress | None = None, *, between_looks_s: float = _BETWEEN_LOOKS_S
     ) -> None:
-        self._connections, self._progress, self._between_looks_s = connections, progress, between_looks_s
+        self._session, self._progress, self._between_looks_s = session, progress, between_looks_s
         self._report = Report()
         self._oldest_frame_at = float("inf")  # Of those between digest and the dispatcher, by time.monotonic().
 
     async def run(self) -> Report:
-        """Ask; OSError when a file that a connection needs cannot be read."""
+        """Ask; the session must be open."""
         began = time.monotonic()
         with _Step(self._progress, "Adding up the ledger", None):
             self._report.ledger = await self._ledger()
-        if self._report.ledger is not None and "dispatcher" in self._connections:
+        if self._report.ledger is not None and "dispatcher" in self._session.connections:
             self._report.lost = await self._lost(self._report.ledger)
-        with _Step(self._progress, "Asking for what is under way", len(self._connections)) as step:
-            for name, connection in self._connections.items():
+        with _Step(self._progress, "Asking for what is under way", len(self._session.connections)) as step:
+            for name in self._session.connections:
                 if name not in self._report.errors:
-                    await self._ask_links(name, connection)
+                    await self._ask_links(name)
                 step.advance()
         if self._oldest_frame_at < began:
             self._report.under_way, self._report.lost = len(self._report.lost), {}
         return self._report
 
     async def _ledger(self) -> digest_pb2.GetLedgerResponse | None:
-        async with self._connections["digest"].open(*_RETRIED) as channel:
-            stub = digest_pb2_grpc.DigestServiceStub(channel)
-            try:
-                answer: digest_pb2.GetLedgerResponse = await stub.GetLedger(
-                    digest_pb2.GetLedgerRequest(), timeout=_LEDGER_TIMEOUT_S
-                )
-            except grpc.aio.AioRpcError as error:
-                self._report.errors["digest"] = refusal_text(error)
-                return None
+        stub = self._session.stub("digest", digest_pb2_grpc.DigestServiceStub)
+        try:
+            answer: digest_pb2.GetLedgerResponse = await stub.GetLedger(
+                digest_pb2.GetLedgerRequest(), timeout=_LEDGER_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            self._report.errors["digest"] = refusal_text(error)
+            return None
         return answer
 
     async def _lost(self, ledger: digest_pb2.GetLedgerResponse) -> dict[str, str]:
@@ -217,48 +164,46 @@ class Audit:
 
     async def _disagreeing(self, delivery_ids: Sequence[str]) -> dict[str, str]:
         found: dict[str, str] = {}
-        async with self._connections["dispatcher"].open(*_RETRIED) as channel:
-            stub = dispatcher_pb2_grpc.DispatcherServiceStub(channel)
-            with _Step(self._progress, "Asking the dispatcher for deliveries", len(delivery_ids)) as step:
-                for one in delivery_ids:
-                    try:
-                        request = dispatcher_pb2.GetDeliveryRequest(id=one)
-                        answer = await stub.GetDelivery(request, timeout=_CALL_TIMEOUT_S)
-                    except grpc.aio.AioRpcError as error:
-                        if error.code() is not grpc.StatusCode.NOT_FOUND:
-                            self._report.errors["dispatcher"] = refusal_text(error)
-                            return {}
-                        found[one] = "the dispatcher has never heard of it"
-                    else:
-                        if (state := answer.delivery.state) not in _UNFINISHED:
-                            name = dispatcher_pb2.DeliveryState.Name(state).removeprefix("DELIVERY_STATE_").lower()
-                            found[one] = f"the dispatcher has it as {name}, and digest was not told"
-                    step.advance()
+        stub = self._session.stub("dispatcher", dispatcher_pb2_grpc.DispatcherServiceStub)
+        with _Step(self._progress, "Asking the dispatcher for deliveries", len(delivery_ids)) as step:
+            for one in delivery_ids:
+                try:
+                    request = dispatcher_pb2.GetDeliveryRequest(id=one)
+                    answer = await stub.GetDelivery(request, timeout=self._session.timeout_s)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.NOT_FOUND:
+                        self._report.errors["dispatcher"] = refusal_text(error)
+                        return {}
+                    found[one] = "the dispatcher has never heard of it"
+                else:
+                    if (state := answer.delivery.state) not in _UNFINISHED:
+                        name = dispatcher_pb2.DeliveryState.Name(state).removeprefix("DELIVERY_STATE_").lower()
+                        found[one] = f"the dispatcher has it as {name}, and digest was not told"
+                step.advance()
         return found
 
-    async def _ask_links(self, name: str, connection: Connection) -> None:
-        asked_at = time.monotonic()
-        async with connection.open(*_RETRIED) as channel:
-            try:
-                under_way = await backlog_pb2_grpc.BacklogServiceStub(channel).ListBacklogs(
-                    backlog_pb2.ListBacklogsRequest(), timeout=_CALL_TIMEOUT_S
-                )
-                aside = await dead_frame_pb2_grpc.DeadFrameServiceStub(channel).ListDeadFrames(
-                    dead_frame_pb2.ListDeadFramesRequest(page_size=1), timeout=_CALL_TIMEOUT_S
-                )
-            except grpc.aio.AioRpcError as error:
-                match error.code():
-                    case grpc.StatusCode.PERMISSION_DENIED:
-                        self._report.links[name] = Links(why="needs the role operator")
-                    case grpc.StatusCode.UNIMPLEMENTED:
-                        self._report.links[name] = Links(why="is of a version that does not tell")
-                    case _:
-                        self._report.errors[name] = refusal_text(error)
-            else:
-                self._report.links[name] = Links(list(under_way.backlogs), aside.total)
-                ages = [one.oldest_age for one in under_way.backlogs if one.frames and {name, one.receiver} == _PAIR]
-                for age in ages:
-                    self._oldest_frame_at = min(self._oldest_frame_at, asked_at - age.seconds - age.nanos / 1e9)
+    async def _ask_links(self, name: str) -> None:
+        asked_at, timeout_s = time.monotonic(), self._session.timeout_s
+        backlogs = self._session.stub(name, backlog_pb2_grpc.BacklogServiceStub)
+        dead_frames = self._session.stub(name, dead_frame_pb2_grpc.DeadFrameServiceStub)
+        try:
+            under_way = await backlogs.ListBacklogs(backlog_pb2.ListBacklogsRequest(), timeout=timeout_s)
+            aside = await dead_frames.ListDeadFrames(
+                dead_frame_pb2.ListDeadFramesRequest(page_size=1), timeout=timeout_s
+            )
+        except grpc.aio.AioRpcError as error:
+            match error.code():
+                case grpc.StatusCode.PERMISSION_DENIED:
+                    self._report.links[name] = Links(why="needs the role operator")
+                case grpc.StatusCode.UNIMPLEMENTED:
+                    self._report.links[name] = Links(why="is of a version that does not tell")
+                case _:
+                    self._report.errors[name] = refusal_text(error)
+        else:
+            self._report.links[name] = Links(list(under_way.backlogs), aside.total)
+            ages = [one.oldest_age for one in under_way.backlogs if one.frames and {name, one.receiver} == _PAIR]
+            for age in ages:
+                self._oldest_frame_at = min(self._oldest_frame_at, asked_at - age.seconds - age.nanos / 1e9)
 
 
 class _Step:
@@ -383,8 +328,3 @@ def _links_json(one: Links) -> dict[str, Any]:
 
 def _state(count: digest_pb2.ItemCount) -> str:
     return digest_pb2.ItemState.Name(count.state).removeprefix("ITEM_STATE_").lower()
-
-
-def _stop(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(code)

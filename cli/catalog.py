@@ -1,10 +1,9 @@
 """`carillon catalog`: notification types, as they are declared and as they are stored."""
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import grpc
 import typer
@@ -17,24 +16,11 @@ from rich.table import Table
 
 from cli.catalog_changes import Change, Kind, changes
 from cli.catalog_sources import SourceError, declarations_in
-from cli.connection import (
-    CaFile,
-    CertFile,
-    Connection,
-    Endpoint,
-    KeyFile,
-    Tenant,
-    TokenFile,
-    TokenText,
-    UsesTls,
-    refusal_text,
-)
+from cli.connection import refusal_text
 from cli.notification_types import Declaration, schema_text
+from cli.session import Exit, Session, command, stop
 
-REFUSED, UNUSABLE, NOT_DONE = 1, 2, 3
-_CALL_TIMEOUT_S = 10.0
 _PAGE = 20
-_SERVICE = "carillon.digest.v1.DigestService"
 
 catalog = typer.Typer(help="Notification types: what there is to tell.", no_args_is_help=True)
 
@@ -44,60 +30,39 @@ def _root() -> None:
     """Keeps sub-commands sub-commands, even while there is only one."""
 
 
-@catalog.command()
-def sync(
+@command(catalog, "sync", services=("digest",))
+async def sync(
+    session: Session,
     target: Annotated[
         str, typer.Argument(metavar="MODULE|DIRECTORY|FILE", help="Where the types are declared: Python or YAML.")
     ],
-    endpoint: Endpoint,
-    token: TokenText = "",
-    token_file: TokenFile = None,
-    tenant: Tenant = "",
-    uses_tls: UsesTls = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
     is_dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, change nothing.")] = False,
     is_agreed: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    is_json: Annotated[bool, typer.Option("--json", help="Answer in JSON; takes --yes or --dry-run.")] = False,
-) -> None:
+) -> int:
     """Store the notification types that MODULE|DIRECTORY|FILE declares.
 
     Shows how what is declared differs from what is stored, asks, and stores it. Types that are stored and not declared
-    there are left alone. Python is imported; of a directory only the files that mention notification_type.
+    there are left alone. Python is imported; of a directory only the files that mention notification_type. --json takes
+    --yes or --dry-run.
 
     Exit codes: 0 all is stored as declared; 1 digest refused or could not be reached; 2 the command line or the
     declarations cannot be used; 3 there is a difference that was left (--dry-run, or you said no).
     """
-    if is_json and not (is_dry_run or is_agreed):
-        _stop("--json cannot ask: give --yes or --dry-run as well.", UNUSABLE)
-    connection = Connection(
-        endpoint=endpoint,
-        token=token,
-        token_file=token_file,
-        tenant=tenant,
-        uses_tls=uses_tls,
-        ca_file=ca_file,
-        cert_file=cert_file,
-        key_file=key_file,
-    )
+    if session.is_json and not (is_dry_run or is_agreed):
+        stop("--json cannot ask: give --yes or --dry-run as well.")
     try:
         declared = declarations_in(target)
-        found = changes(declared, asyncio.run(_stored(connection, {one.id for one in declared})))
     except SourceError as error:
-        _stop(str(error), UNUSABLE)
-    except OSError as error:
-        _stop(f"A file cannot be read: {error}", UNUSABLE)
-    except grpc.aio.AioRpcError as error:
-        _stop(f"{endpoint}: {refusal_text(error)}", REFUSED)
+        stop(str(error))
+    found = changes(declared, await _stored(session, {one.id for one in declared}))
     wanted = [one for one in found if one.kind is not Kind.SAME]
-    if not is_json:
+    if not session.is_json:
         _show(found)
     result = Result()
     if wanted and not is_dry_run and (is_agreed or _agrees(f"Store {_types(len(wanted))}?")):
-        result = asyncio.run(_store(connection, [one.declaration for one in wanted]))
-    _report(found, result, is_json=is_json)
-    raise typer.Exit(_code(wanted, result))
+        result = await _store(session, [one.declaration for one in wanted])
+    _report(found, result, is_json=session.is_json)
+    return _code(wanted, result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,40 +75,32 @@ class Result:
 
 def _code(wanted: Sequence[Change], result: Result) -> int:
     if result.refused:
-        return REFUSED
-    return NOT_DONE if len(result.stored) < len(wanted) else 0
+        return Exit.REFUSED
+    return Exit.NOT_ALL if len(result.stored) < len(wanted) else Exit.DONE
 
 
 # Digest
 
 
-async def _stored(connection: Connection, wanted: set[str]) -> dict[str, Declaration]:
+async def _stored(session: Session, wanted: set[str]) -> dict[str, Declaration]:
     """The stored ones among the wanted types; reads the whole list, in which nothing can be missing."""
-    found: dict[str, Declaration] = {}
-    async with connection.open(_SERVICE) as channel:
-        stub = digest_pb2_grpc.DigestServiceStub(channel)
-        request = pb.ListNotificationTypesRequest(page_size=_PAGE)
-        while True:
-            answer = await stub.ListNotificationTypes(request, timeout=_CALL_TIMEOUT_S)
-            found |= {one.id: _declared(one) for one in answer.notification_types if one.id in wanted}
-            if not answer.next_page_token:
-                return found
-            request.page_token = answer.next_page_token
+    stub = session.stub("digest", digest_pb2_grpc.DigestServiceStub)
+    request = pb.ListNotificationTypesRequest(page_size=_PAGE)
+    pages = session.all_pages(stub.ListNotificationTypes, request, "notification_types")
+    return {one.id: _declared(one) async for one in pages if one.id in wanted}
 
 
-async def _store(connection: Connection, wanted: Sequence[Declaration]) -> Result:
+async def _store(session: Session, wanted: Sequence[Declaration]) -> Result:
     """Put one after the other; what is refused does not stop the rest."""
-    result = Result()
-    async with connection.open(_SERVICE) as channel:
-        stub = digest_pb2_grpc.DigestServiceStub(channel)
-        for one in wanted:
-            request = pb.PutNotificationTypeRequest(notification_type=_message(one))
-            try:
-                await stub.PutNotificationType(request, timeout=_CALL_TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                result.refused[one.id] = refusal_text(error)
-            else:
-                result.stored.append(one.id)
+    stub, result = session.stub("digest", digest_pb2_grpc.DigestServiceStub), Result()
+    for one in wanted:
+        request = pb.PutNotificationTypeRequest(notification_type=_message(one))
+        try:
+            await stub.PutNotificationType(request, timeout=session.timeout_s)
+        except grpc.aio.AioRpcError as error:
+            result.refused[one.id] = refusal_text(error)
+        else:
+            result.stored.append(one.id)
     return result
 
 
@@ -238,8 +195,3 @@ def _agrees(question: str) -> bool:
 
 def _types(count: int) -> str:
     return "1 type" if count == 1 else f"{count:,} types"
-
-
-def _stop(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(code)

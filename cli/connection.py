@@ -10,12 +10,6 @@ import typer
 
 from libs.rpc_client import ClientTls, connect, refusal_of
 
-Endpoint = Annotated[
-    str,
-    typer.Option(
-        "--endpoint", envvar="CARILLON_DIGEST_ENDPOINT", help="host:port of digest's gRPC API.", show_default=False
-    ),
-]
 TokenText = Annotated[
     str,
     typer.Option(

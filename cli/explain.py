@@ -133,6 +133,7 @@ class Story:
             except grpc.aio.AioRpcError as error:
                 self._told.errors[service] = refusal_text(error)
                 return []
+        self._told.is_cut |= answer.is_cut
         return list(answer.entries)
 
 
@@ -155,7 +156,7 @@ def _show(one_id: str, story: Told, not_asked: list[str]) -> None:
     else:
         typer.echo(f"Nobody who was asked knows anything of {one_id}.")
     if story.is_cut:
-        typer.echo("There is more: what is named here can be explained itself.", err=True)
+        typer.echo("There is more than this; what is named here can be explained itself.", err=True)
     for service, why in story.errors.items():
         typer.echo(f"{service} has not answered: {why}", err=True)
     if not_asked:

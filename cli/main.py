@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cli import doctor, explain, notify, schedule, tail
-from cli.audit import audit
+from cli import audit, doctor, explain, notify, schedule, tail
 from cli.batch import batch
 from cli.catalog import catalog
 from cli.dead_letters import dead_letters
@@ -46,7 +45,7 @@ app.add_typer(deliveries, name="deliveries")
 app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(suppressions, name="suppressions")
 app.add_typer(batch, name="batch")
-app.command()(audit)
+audit.register(app)
 explain.register(app)
 tail.register(app)
 app.add_typer(catalog, name="catalog")

@@ -133,6 +133,12 @@ def stop(message: str, code: int = Exit.UNUSABLE) -> NoReturn:
     raise typer.Exit(int(code))
 
 
+def stop_for_want_of(services: Sequence[str]) -> NoReturn:
+    """End, because it is not known where these are."""
+    ways = ", ".join(f"CARILLON_{name.upper()}_ENDPOINT or --{name}-endpoint" for name in services)
+    stop(f"It is not known where {' and '.join(services)} can be reached: {ways}, or a profile, must say host:port.")
+
+
 def _shared(services: Sequence[str]) -> list[tuple[str, Any, Any]]:
     endpoints = [(f"{name}_endpoint", Annotated[str, _endpoint(name)], "") for name in services]
     return [
@@ -163,8 +169,7 @@ def _session(given: dict[str, Any], services: Sequence[str], *, needs_all: bool)
     endpoints = {name: str(given.pop(f"{name}_endpoint")) for name in services}
     missing = [name for name, endpoint in endpoints.items() if not endpoint]
     if missing and (needs_all or len(missing) == len(endpoints)):
-        ways = ", ".join(f"CARILLON_{name.upper()}_ENDPOINT or --{name}-endpoint" for name in missing)
-        stop(f"It is not known where {' and '.join(missing)} can be reached: {ways}, or a profile, must say host:port.")
+        stop_for_want_of(missing)
     token_file: Path | None = given.pop("token_file")
     token, tenant = given.pop("token"), given.pop("tenant")
     tls = {one: given.pop(one) for one in ("uses_tls", "ca_file", "cert_file", "key_file")}

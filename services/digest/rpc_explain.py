@@ -11,6 +11,7 @@ from carillon.explain.v1 import explain_pb2
 
 from libs.clock import Clock
 from libs.errors import Violations
+from libs.explaining import Bounds, nearest
 from libs.postgres import Database, Transaction
 from libs.recurrence import BadRule
 from libs.rpc_context import Context, tenant_of
@@ -25,7 +26,6 @@ from services.digest.views import DigestView, ItemView, NotificationView, Window
 
 _MOST_ITEMS = 300
 _MOST_SEARCHED = 10_000
-_MOST_ENTRIES = 1000
 _MOST_NOTIFICATIONS = 100
 _MOST_CHOICES = 200
 _MOST_WINDOWS = 100
@@ -82,24 +82,26 @@ class ExplainRpc:
         one_id = None
         with suppress(ValueError):
             one_id = UUID(request.id)
-        tenant, now = tenant_of(context), self._told_clock.now()
+        tenant, now, bounds = tenant_of(context), self._told_clock.now(), Bounds()
         async with self._told_db.read() as tx:
-            told = [*await self._of_subscriber(tx, tenant, request.id, now)]
-            told += await self._of_notifications(tx, tenant, request.id, one_id, now)
+            told = [*await self._of_subscriber(tx, tenant, request.id, now, bounds)]
+            told += await self._of_notifications(tx, tenant, request.id, one_id, now, bounds)
             if one_id is not None:
                 told += await self._of_window(tx, tenant, one_id, now)
-        told.sort(key=lambda one: one.at)
-        return pb.ExplainResponse(entries=map(_entry, told[:_MOST_ENTRIES]))
+        entries, is_cut = nearest(told, now, _entry)
+        return pb.ExplainResponse(entries=entries, is_cut=is_cut or bounds.are_met)
 
     async def _of_notifications(
-        self, tx: Transaction, tenant: str, text: str, one_id: UUID | None, now: datetime
+        self, tx: Transaction, tenant: str, text: str, one_id: UUID | None, now: datetime, bounds: Bounds
     ) -> list[Told]:
         """Of a notification or an item by its id, or of what there was about an entity."""
         about = await self._stories.notifications_about(tx, tenant, text, limit=_MOST_NOTIFICATIONS)
+        bounds.noted(about, _MOST_NOTIFICATIONS)
         if one_id is not None:
             about += await self._stories.notifications(tx, tenant, [one_id])
         known = {one.id: one for one in about}
         items = await self._told_views.items_of(tx, tenant, list(known), limit=_MOST_ITEMS) if known else []
+        bounds.noted(items, _MOST_ITEMS)
         is_whole = len(items) < _MOST_ITEMS
         if one_id is not None and not known:
             near = await self._told_views.items_near(tx, tenant, one_id, limit=_MOST_SEARCHED)
@@ -163,15 +165,19 @@ class ExplainRpc:
             told += of_digest(digest, facts)
         return told
 
-    async def _of_subscriber(self, tx: Transaction, tenant: str, text: str, now: datetime) -> list[Told]:
+    async def _of_subscriber(
+        self, tx: Transaction, tenant: str, text: str, now: datetime, bounds: Bounds
+    ) -> list[Told]:
         """Of a subscriber: what holds now, what waits for it, and what it got last."""
         found = await self._stories.subscribers(tx, tenant, [text])
         if not found:
             return []
         (subscriber,) = found
         choices = await self._stories.choices_of(tx, tenant, text, limit=_MOST_CHOICES)
+        bounds.noted(choices, _MOST_CHOICES)
         states = (WindowState.OPEN, WindowState.CLOSING)
         windows = await self._told_views.list_windows(tx, tenant, subscriber=text, states=states, limit=_MOST_WINDOWS)
+        bounds.noted(windows, _MOST_WINDOWS)
         digests = await self._told_views.list_digests(tx, tenant, subscriber=text, limit=_MOST_DIGESTS)
         names = {choice.cadence for choice in choices} | {window.cadence for window in windows}
         names |= {digest.cadence for digest in digests}

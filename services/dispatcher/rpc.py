@@ -10,6 +10,7 @@ from carillon.dispatcher.v1 import dispatcher_pb2_grpc as pb_grpc
 
 from libs.clock import Clock
 from libs.errors import NotFound, Violations
+from libs.explaining import Bounds, nearest
 from libs.postgres import Database, Transaction
 from libs.rpc import Servicer, tenant_of
 from libs.wire import After, check_count, check_id, check_page_size, check_text, instant_token, read_instant_token
@@ -24,7 +25,7 @@ from services.dispatcher.rpc_messages import (
 )
 from services.dispatcher.rpc_suppressions import Suppressions, SuppressionsRpc
 
-MAX_EXPLAINED = 1_000
+MAX_ATTEMPTS = 1_000
 MAX_STORIES = 100
 
 Context = grpc.aio.ServicerContext
@@ -115,7 +116,7 @@ class DispatcherRpc(DeadLettersRpc, SuppressionsRpc, pb_grpc.DispatcherServiceSe
             delivery = await self._deliveries.get(tx, tenant, delivery_id)
             if delivery is None:
                 raise NotFound(f"There is no delivery {delivery_id}.", reason="DELIVERY_UNKNOWN")
-            attempts = await self._deliveries.attempts(tx, tenant, [delivery_id], limit=MAX_EXPLAINED)
+            attempts = await self._deliveries.attempts(tx, tenant, [delivery_id], limit=MAX_ATTEMPTS)
             content = await self._deliveries.content(tx, tenant, delivery_id) if request.with_content else None
         return pb.GetDeliveryResponse(
             delivery=delivery_of(delivery),
@@ -131,14 +132,15 @@ class DispatcherRpc(DeadLettersRpc, SuppressionsRpc, pb_grpc.DispatcherServiceSe
         id_ = check_id(Violations(), "id", text)
         if id_ is None:  # It may be the id of something else; then nothing is known of it here.
             return pb.ExplainResponse()
-        tenant = tenant_of(context)
+        tenant, bounds = tenant_of(context), Bounds()
         async with self._db.read() as tx:
-            found = await self._deliveries.of_id(tx, tenant, id_, limit=MAX_STORIES)
+            found = bounds.noted(await self._deliveries.of_id(tx, tenant, id_, limit=MAX_STORIES), MAX_STORIES)
             ids = [one.id for one in found]
-            attempts = await self._deliveries.attempts(tx, tenant, ids, limit=MAX_EXPLAINED) if ids else []
-        entries = [entry for one in found for entry in story(one, [a for a in attempts if a.delivery_id == one.id])]
-        entries.sort(key=lambda entry: entry.at)
-        return pb.ExplainResponse(entries=map(entry_of, entries[:MAX_EXPLAINED]))
+            attempts = await self._deliveries.attempts(tx, tenant, ids, limit=MAX_ATTEMPTS) if ids else []
+        bounds.noted(attempts, MAX_ATTEMPTS)
+        told = [entry for one in found for entry in story(one, [a for a in attempts if a.delivery_id == one.id])]
+        entries, is_cut = nearest(told, self._clock.now(), entry_of)
+        return pb.ExplainResponse(entries=entries, is_cut=is_cut or bounds.are_met)
 
 
 def servicer(rpc: DispatcherRpc) -> Servicer:

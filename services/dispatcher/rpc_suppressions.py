@@ -1,6 +1,5 @@
 """Suppressions over gRPC: put, lift, list."""
 
-from datetime import datetime
 from typing import Protocol
 
 import grpc
@@ -25,18 +24,7 @@ Position = tuple[str, str, str, int]
 class Suppressions(Protocol):
     """What is needed of the store of suppressions."""
 
-    async def put(
-        self,
-        tx: Transaction,
-        tenant: str,
-        *,
-        channel: str,
-        address: str,
-        reason: str,
-        now: datetime,
-        list_id: str,
-        source: Source,
-    ) -> Suppression: ...
+    async def put(self, tx: Transaction, tenant: str, suppression: Suppression) -> Suppression: ...
     async def delete(
         self, tx: Transaction, tenant: str, *, channel: str, address: str, list_id: str, source: Source | None
     ) -> None: ...
@@ -63,17 +51,16 @@ class SuppressionsRpc:
         reason = check_text(violations, f"{prefix}reason", given.reason, longest=MAX_REASON)
         source = _checked_source(violations, given.source, prefix) or Source.CALLER
         violations.raise_if_any()
+        wanted = Suppression(
+            channel=channel,
+            address=address,
+            reason=reason,
+            created_at=self._clock.now(),
+            list_id=list_id,
+            source=source,
+        )
         async with self._db.transaction() as tx:
-            kept = await self._suppressions.put(
-                tx,
-                tenant_of(context),
-                channel=channel,
-                address=address,
-                reason=reason,
-                now=self._clock.now(),
-                list_id=list_id,
-                source=source,
-            )
+            kept = await self._suppressions.put(tx, tenant_of(context), wanted)
         return pb.PutSuppressionResponse(suppression=_suppression(kept))
 
     async def DeleteSuppression(

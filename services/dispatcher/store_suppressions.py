@@ -1,6 +1,7 @@
 """Addresses that get nothing, and those that bounced. SQL only; every function runs in the caller's tx."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 
 from libs.postgres import Transaction
@@ -16,7 +17,7 @@ Position = tuple[str, str, str, int]
 _PUT = """
     INSERT INTO suppression (tenant, channel, address, list_id, source, subscriber, reason, created_at)
     VALUES (%(tenant)s, %(channel)s, CASE WHEN %(channel)s = 'email' THEN lower(%(address)s) ELSE %(address)s END,
-        %(list_id)s, %(source)s, %(subscriber)s, %(reason)s, %(now)s)
+        %(list_id)s, %(source)s, %(subscriber)s, %(reason)s, %(created_at)s)
     ON CONFLICT (tenant, channel, address, list_id, source)
         DO UPDATE SET reason = EXCLUDED.reason, subscriber = EXCLUDED.subscriber
     RETURNING channel, address, reason, created_at, list_id, source, subscriber"""
@@ -73,31 +74,9 @@ _FORGET = """
 class SuppressionStore:
     """Suppressions in Postgres; e-mail addresses without regard to case."""
 
-    async def put(
-        self,
-        tx: Transaction,
-        tenant: str,
-        *,
-        channel: str,
-        address: str,
-        reason: str,
-        now: datetime,
-        list_id: str = "",
-        source: Source = Source.CALLER,
-        subscriber: str = "",
-    ) -> Suppression:
-        """Suppress an address; one that is already keeps its date and gets the new reason."""
-        given = {
-            "tenant": tenant,
-            "channel": channel,
-            "address": address,
-            "reason": reason,
-            "now": now,
-            "list_id": list_id,
-            "source": int(source),
-            "subscriber": subscriber,
-        }
-        row = await (await tx.raw.execute(_PUT, given)).fetchone()
+    async def put(self, tx: Transaction, tenant: str, suppression: Suppression) -> Suppression:
+        """Suppress an address; one that is already keeps its date and gets the new reason. Returns what is kept."""
+        row = await (await tx.raw.execute(_PUT, asdict(suppression) | {"tenant": tenant})).fetchone()
         assert row is not None
         return _suppression(*row)
 

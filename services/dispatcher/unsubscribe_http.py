@@ -11,7 +11,6 @@ sets a cookie or is cached; bodies, time and rate are bounded. An unsubscribe is
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Protocol, Self
@@ -58,19 +57,7 @@ _WORDS = {"type": "messages of the kind {}", "cadence": "the digest {}"}
 class Suppressions(Protocol):
     """What the page needs of the store."""
 
-    async def put(
-        self,
-        tx: Transaction,
-        tenant: str,
-        *,
-        channel: str,
-        address: str,
-        reason: str,
-        now: datetime,
-        list_id: str,
-        source: Source,
-        subscriber: str,
-    ) -> Suppression: ...
+    async def put(self, tx: Transaction, tenant: str, suppression: Suppression) -> Suppression: ...
 
 
 class KeyFile:
@@ -155,18 +142,17 @@ class UnsubscribeHttp:
         if scope is None:
             metrics.UNSUBSCRIBES.labels(metrics.BAD_REQUEST).inc()
             return _page(400, "Unsubscribe", "Something is missing in this request.")
+        wanted = Suppression(
+            channel="email",
+            address=wish.address,
+            reason=REASON,
+            created_at=self._clock.now(),
+            list_id="" if scope == _EVERYTHING else wish.list_id,
+            source=Source.UNSUBSCRIBE,
+            subscriber=wish.subscriber,
+        )
         async with self._db.transaction() as tx:
-            await self._suppressions.put(
-                tx,
-                wish.tenant,
-                channel="email",
-                address=wish.address,
-                reason=REASON,
-                now=self._clock.now(),
-                list_id="" if scope == _EVERYTHING else wish.list_id,
-                source=Source.UNSUBSCRIBE,
-                subscriber=wish.subscriber,
-            )
+            await self._suppressions.put(tx, wish.tenant, wanted)
         metrics.UNSUBSCRIBES.labels(metrics.DONE).inc()
         what = "anything that can be unsubscribed from" if scope == _EVERYTHING else _what(wish)
         return _page(

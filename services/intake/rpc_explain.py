@@ -9,13 +9,14 @@ from carillon.explain.v1 import explain_pb2
 from carillon.intake.v1 import intake_pb2
 
 from libs.errors import FieldViolation, Violations
+from libs.explaining import MOST_ENTRIES
 from libs.ids import derived_id
 from libs.postgres import Transaction
 from libs.wire import to_timestamp
 from services.intake import rpc_checks as checks
 from services.intake.requests import Request, Response, State
 
-MAX_ENTRIES = 1_000
+_MOST_ANSWERS = MOST_ENTRIES - 3
 
 
 class Store(Protocol):
@@ -47,11 +48,12 @@ async def explain(
     if about is None:
         return intake_pb2.ExplainResponse()
     responses = await store.responses_to(tx, tenant, [about.id], payload_bytes=0)
-    return intake_pb2.ExplainResponse(entries=story_of(about, responses[about.id]))
+    answers = responses[about.id]
+    return intake_pb2.ExplainResponse(entries=story_of(about, answers), is_cut=len(answers) > _MOST_ANSWERS)
 
 
 def story_of(request: Request, responses: Sequence[Response]) -> list[explain_pb2.Entry]:
-    """Ascending by time; of more than 997 answers the latest."""
+    """Ascending by time; of more than `_MOST_ANSWERS` answers the latest."""
     told = [derived_id("request-notification", request.id, provider) for provider in request.providers]
     submitted = _entry(
         request.submitted_at,
@@ -69,7 +71,7 @@ def story_of(request: Request, responses: Sequence[Response]) -> list[explain_pb
             {"response_id": str(one.id), "provider": one.provider},
             related=[derived_id("response-notification", one.id)],
         )
-        for one in responses[-(MAX_ENTRIES - 3) :]
+        for one in responses[-_MOST_ANSWERS:]
     ]
     return [submitted, *answers, _end_of(request)]
 

@@ -8,11 +8,11 @@ from typing import Protocol
 from uuid import UUID
 
 import grpc
-from carillon.explain.v1 import explain_pb2
 from carillon.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc, timer_pb2
 
 from libs.clock import Clock
 from libs.errors import FieldViolation, InvalidArgument, NotFound, Violations
+from libs.explaining import MOST_ENTRIES, nearest
 from libs.recurrence import BadRule, Rule, check_rule, occurrences
 from libs.recurrence_cost import check_cost
 from libs.rpc import Servicer, tenant_of
@@ -29,7 +29,7 @@ from libs.wire import (
     to_timestamp,
 )
 from services.scheduler.attempts import EndedAttempt
-from services.scheduler.explain import Entry, explain_timer
+from services.scheduler.explain import explain_timer
 from services.scheduler.queries import About, Page, Place, ShardSummary, TimerFilter
 from services.scheduler.rpc_messages import (
     attempt_message,
@@ -45,8 +45,6 @@ from services.scheduler.timer import State, Timer
 
 MAX_ANSWER_BYTES = 7 << 19
 """3.5 MiB: gRPC clients take 4 MiB unless told otherwise. A page ends early, with a token to go on."""
-
-_MAX_ENTRIES = 1_000
 
 Context = grpc.aio.ServicerContext
 
@@ -204,16 +202,17 @@ class SchedulerRpc(scheduler_pb2_grpc.SchedulerServiceServicer):
             for timer in timers
             for entry in explain_timer(timer, attempts.get(timer.id, ()), under_way.get(timer.schedule_id, ()))
         ]
-        return scheduler_pb2.ExplainResponse(entries=_nearest(entries, now))
+        told, is_cut = nearest(entries, now, entry_message)
+        return scheduler_pb2.ExplainResponse(entries=told, is_cut=is_cut or len(timers) >= MOST_ENTRIES)
 
     async def _about(self, tenant: str, text: str, now: datetime) -> Sequence[Timer]:
         """The timers of an entity of that name; else the timer, schedule or timeline run of that id."""
-        found = await self._store.timers_near(tenant, "entity", text, now=now, most=_MAX_ENTRIES)
+        found = await self._store.timers_near(tenant, "entity", text, now=now, most=MOST_ENTRIES)
         asked = check_id(Violations(), "id", text)
         by_id: tuple[About, ...] = ("id", "schedule_id", "run_id")
         for about in by_id:
             if not found and asked is not None:
-                found = await self._store.timers_near(tenant, about, asked, now=now, most=_MAX_ENTRIES)
+                found = await self._store.timers_near(tenant, about, asked, now=now, most=MOST_ENTRIES)
         return found
 
     async def _attempts(self, tenant: str, timers: Sequence[Timer]) -> dict[UUID, list[EndedAttempt]]:
@@ -227,19 +226,6 @@ def servicer(*, store: Store, clock: Clock, condition_services: frozenset[str] =
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
         SchedulerRpc(store=store, clock=clock, condition_services=condition_services),
     )
-
-
-def _nearest(entries: Sequence[Entry], now: datetime) -> list[explain_pb2.Entry]:
-    """Of too many entries those that are nearest to now; ascending by time."""
-    kept: list[tuple[datetime, explain_pb2.Entry]] = []
-    room = MAX_ANSWER_BYTES
-    for entry in sorted(entries, key=lambda entry: abs(entry.at - now))[:_MAX_ENTRIES]:
-        message = entry_message(entry)
-        room -= message.ByteSize() + 8
-        if room < 0:
-            break
-        kept.append((entry.at, message))
-    return [message for _, message in sorted(kept, key=lambda one: one[0])]
 
 
 def _first(rule: Rule, after: datetime, count: int) -> list[datetime]:

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from cli.audit import Audit
 from cli.connection import Connection
+from cli.session import Session
 from libs.errors import NotFound
 from libs.ids import new_id
 from libs.links import dead
@@ -93,14 +94,10 @@ class World:
 
     async def lost(self) -> dict[str, str]:
         """What the audit finds of deliveries, without waiting between its looks."""
-        audit = Audit(
-            {
-                "digest": Connection(endpoint=self.digest_address, token="operator"),
-                "dispatcher": Connection(endpoint=self.dispatcher_address, token="operator"),
-            },
-            between_looks_s=0,
-        )
-        return (await audit.run()).lost
+        addresses = {"digest": self.digest_address, "dispatcher": self.dispatcher_address}
+        connections = {name: Connection(endpoint=one, token="operator") for name, one in addresses.items()}
+        async with Session(connections=connections) as session:
+            return (await Audit(session, between_looks_s=0).run()).lost
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from carillon.digest.v1 import digest_pb2 as pb
 from carillon.link.v1 import link_pb2
 
+from libs import explaining
 from libs.ids import new_id
 from libs.wire import to_timestamp
 from services.digest.views import item_id
@@ -191,3 +192,19 @@ async def test_a_notification_with_very_many_items_is_explained_in_part(rig: Rig
     entries = await told(rig, one_id)
     assert len(entries) == 301
     assert not saying(entries, "notification_forgotten")
+    assert (await rig.call("Explain", id=str(one_id))).is_cut
+
+
+async def test_of_a_story_that_is_too_long_the_part_nearest_to_now_is_told(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not its beginning; and the answer says that it is not all."""
+    one_id = new_id()
+    await rig.apply(rig.notification("ann", one_id=one_id))
+    whole = await told(rig, one_id)
+    assert not (await rig.call("Explain", id=str(one_id))).is_cut
+    monkeypatch.setattr(explaining, "MOST_ENTRIES", 1)
+    now = rig.clock.at.replace(tzinfo=None)
+    by_distance = sorted(whole, key=lambda one: abs(one.time.ToDatetime() - now))
+    assert await told(rig, one_id) == [one for one in whole if one in by_distance[:1]]
+    assert (await rig.call("Explain", id=str(one_id))).is_cut

@@ -243,7 +243,7 @@ async def test_what_a_reader_asked_for_outlives_what_others_lift(page: Page) -> 
     given: dict[str, Any] = {"channel": "email", "address": "ann@example.com"}
     await page.post(page.link(), {"scope": "all"})
     async with page.rig.db.transaction() as tx:
-        await store.put(tx, TENANT, **given, reason="asked by phone", now=NOON)
+        await store.put(tx, TENANT, Suppression(**given, reason="asked by phone", created_at=NOON))
     assert await outcomes_of(page.rig, mail("one"), mail("two", "")) == _of(one="suppressed", two="suppressed")
     async with page.rig.db.transaction() as tx:
         await store.delete(tx, TENANT, **given, source=Source.CALLER)

@@ -212,8 +212,9 @@ async def test_five_thousand_timers_of_one_entity_are_no_trouble(world: Schedule
         await peer.send(*(peer.timer("e", START + HOUR + n * SECOND) for n in range(start, start + 500)))
     timers = await listed(stub, entity="e", page_size=1_000)
     assert [(from_timestamp(one.fire_time) - START - HOUR) / SECOND for one in timers] == [*range(5_000)]
-    entries = (await stub.Explain(scheduler_pb2.ExplainRequest(id="e"))).entries
-    assert [one.details["timer_id"] for one in entries] == [one.id for one in timers[:1_000]]
+    story = await stub.Explain(scheduler_pb2.ExplainRequest(id="e"))
+    assert [one.details["timer_id"] for one in story.entries] == [one.id for one in timers[:1_000]]
+    assert story.is_cut
     (result,) = await peer.send(peer.cancel("e"))
     assert result.changed == 5_000
     assert not await listed(stub, entity="e", states=[timer_pb2.TIMER_STATE_SCHEDULED])

@@ -97,6 +97,15 @@ def test_a_story_without_end_is_cut_and_says_so(story: Any) -> None:
     assert len(services.calls) == 200
 
 
+def test_an_answer_that_is_not_all_says_so(story: Any) -> None:
+    """In words and for programs, whichever service it comes from."""
+    services, table = story
+    table["digest", "n1"] = [entry(1, "digest", "It waits.")]
+    services.answers["scheduler/Explain"] = scheduler.ExplainResponse(is_cut=True)
+    assert json.loads(services.run("explain", "n1", "--json").out)["isCut"]
+    assert "There is more than this" in services.run("explain", "n1").err
+
+
 def test_a_service_that_does_not_answer_is_told(story: Any) -> None:
     """Exit code 3 with the rest of the story; 1 where nothing is left of it."""
     services, table = story

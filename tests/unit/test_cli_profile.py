@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from carillon.intake.v1 import intake_pb2 as intake
 
+from cli.main import app
+from cli.session import SERVICES
 from tests.support.fake_services import FakeServices, Ran, fake_services
 
 
@@ -101,3 +105,24 @@ def test_profiles_know_the_options_of_all_commands(services: FakeServices, tmp_p
     ran = services.run("audit", CARILLON_CONFIG=str(path), **known)
     assert ran.code == 1
     assert "digest has not answered" in ran.out
+
+
+def commands_of(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The commands that do something, by what is typed."""
+    below = getattr(command, "commands", {})
+    if not below:
+        yield name, command
+    for word, one in below.items():
+        yield from commands_of(one, f"{name} {word}".strip())
+
+
+def test_every_command_says_where_and_as_whom_in_the_same_words() -> None:
+    """Who can type one of them can type all: an address for each service asked, and all options of the connection."""
+    shared = {"--token", "--token-file", "--tenant", "--tls", "--ca-file", "--cert-file", "--key-file", "--timeout"}
+    found = dict(commands_of(typer.main.get_command(app)))
+    assert {"audit", "catalog sync", "doctor", "timers list"} <= found.keys()
+    for name, command in found.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert options & {f"--{service}-endpoint" for service in SERVICES}, name
+        assert shared - options == set(), name
+        assert "--endpoint" not in options, name

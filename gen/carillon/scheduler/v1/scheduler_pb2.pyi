@@ -414,6 +414,9 @@ class ExplainResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ENTRIES_FIELD_NUMBER: _builtins.int
+    IS_CUT_FIELD_NUMBER: _builtins.int
+    is_cut: _builtins.bool
+    """True when there may be more to tell than this answer holds."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_explain_pb2.Entry]:
         """Ascending by time, at most 1,000 and 3.5 MiB: of more, those nearest to now."""
@@ -422,10 +425,11 @@ class ExplainResponse(_message.Message):
         self,
         *,
         entries: _abc.Iterable[_explain_pb2.Entry] | None = ...,
+        is_cut: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "is_cut", b"is_cut"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
