@@ -6,11 +6,11 @@ from uuid import UUID
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from libs.telemetry import exemplars
+from libs.telemetry import exemplars, measured
 from libs.trace_points import NOWHERE, Point
 from services.scheduler.commands import Changes
 from services.scheduler.timer import State, TargetKind
-from services.scheduler.verdicts import Skip, skip_of
+from services.scheduler.verdicts import Retry, Skip, retry_of, skip_of
 
 LATENESS_SECONDS = Histogram(
     "carillon_scheduler_lateness_seconds",
@@ -31,6 +31,12 @@ SKIPPED = Counter(
     "carillon_scheduler_timers_skipped_total",
     "Timers that were skipped: missed (it was too late), overlap (the occurrence before had no outcome), condition (not"
     " true), answer (a service said no), no_answer (it said nothing).",
+    ["reason"],
+)
+RETRIES = Counter(
+    "carillon_scheduler_retries_total",
+    "Events that are to be published once more: no_report came in time, or one that it failed (reported). Those that"
+    " were the last attempt are in timers_decided_total, as failed.",
     ["reason"],
 )
 ACCEPTED = Counter("carillon_scheduler_timers_accepted_total", "Timers stored, successors and follow-ups included.")
@@ -55,6 +61,12 @@ SHARDS_UNHELD = Gauge(
 )
 LIVE_REPLICAS = Gauge("carillon_scheduler_live_replicas", "Replicas that share the shards, when this one last looked.")
 TAKEOVERS = Counter("carillon_scheduler_takeovers_total", "Shards taken by this replica.")
+UNHELD_SECONDS = Histogram(
+    "carillon_scheduler_unheld_seconds",
+    "How long a shard that this replica took had had no holder, by the database's clock: since it was released, or its"
+    " lease ended. Meanwhile its timers did not fire.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60),
+)
 RENEWALS = Counter("carillon_scheduler_lease_renewals_total", "Renewals of all leases, by how they ended.", ["result"])
 FIRING_PAUSED = Gauge(
     "carillon_scheduler_firing_paused",
@@ -65,10 +77,10 @@ EVENT_PUBLISH_FAILURES = Counter(
     "carillon_scheduler_event_publish_failures_total", "Publications of events JetStream did not take."
 )
 EVENTS_REPUBLISHED = Counter("carillon_scheduler_events_republished_total", "Events a sweeper published again.")
-EVENTS_UNCONFIRMED = Gauge(
+EVENTS_UNCONFIRMED = measured.Gauge(
     "carillon_scheduler_events_unconfirmed", "Events committed that JetStream has not acknowledged, of all replicas."
 )
-OLDEST_UNCONFIRMED_EVENT_SECONDS = Gauge(
+OLDEST_UNCONFIRMED_EVENT_SECONDS = measured.Gauge(
     "carillon_scheduler_oldest_unconfirmed_event_seconds",
     "Age of the oldest event that JetStream has not acknowledged; 0 without any.",
 )
@@ -93,6 +105,7 @@ _DECIDED = {
     for state in (State.SKIPPED, State.CANCELLED, State.EXPIRED, State.FAILED, State.DONE)
 }
 _SKIPPED = {reason: SKIPPED.labels(reason.value) for reason in Skip}
+_RETRIES = {reason: RETRIES.labels(reason.value) for reason in Retry}
 _TURNS = {result: TURNS.labels(result) for result in ("committed", "failed")}
 for _result in ("committed", "failed"):
     RENEWALS.labels(_result)
@@ -115,6 +128,10 @@ def count_turn(changes: Iterable[Changes], now: datetime, points: Mapping[UUID, 
             if timer.state is State.SCHEDULED:
                 exemplar = exemplars.exemplar_at(points.get(timer.id, NOWHERE)) if points else None
                 LATENESS_SECONDS.observe(max(0.0, (now - due_at).total_seconds()), exemplar)
+        for attempt in one.attempts:
+            after = one.updates.get(attempt.timer_id)
+            if after is not None and after.state is State.RETRYING:
+                _RETRIES[retry_of(attempt)].inc()
         for timer in (*one.updates.values(), *one.inserts.values()):
             if timer.state in _DECIDED:
                 _DECIDED[timer.state].inc()

@@ -25,6 +25,7 @@ _MAX_NOTE = 4_096
 _DEFAULT_RETRY = RetryPolicy()
 _MISSED = "it came due while nothing could fire"
 _OVERLAP = "the occurrence before it has no outcome yet"
+_NO_REPORT = "no report came within "
 
 
 class Skip(StrEnum):
@@ -37,6 +38,13 @@ class Skip(StrEnum):
     NO_ANSWER = "no_answer"
 
 
+class Retry(StrEnum):
+    """Why an event is to be published once more: its service was silent, or reported that it failed."""
+
+    NO_REPORT = "no_report"
+    REPORTED = "reported"
+
+
 def at_its_time(
     timer: Timer, *, siblings: Collection[Timer], facts: Mapping[str, Any], watermark: Mark, now: datetime
 ) -> Timer:
@@ -45,7 +53,7 @@ def at_its_time(
     `siblings`: occurrences of the same schedule that are under way. Raises nothing that its siblings would suffer from.
     """
     if timer.state is State.AWAITING:
-        return after_failure(timer, f"no report came within {timer.report_within}", watermark=watermark, now=now)
+        return after_failure(timer, f"{_NO_REPORT}{timer.report_within}", watermark=watermark, now=now)
     if timer.expires_at is not None and timer.expires_at <= now:
         return ended(timer, State.EXPIRED, now)
     if timer.state is State.SCHEDULED and (verdict := _kept_back(timer, siblings, now)) is not None:
@@ -176,6 +184,11 @@ def skip_of(timer: Timer) -> Skip:
             return Skip.ANSWER
         case _:  # A condition's may have been cut off, because of the facts in it.
             return Skip.CONDITION
+
+
+def retry_of(attempt: EndedAttempt) -> Retry:
+    """Why what follows an attempt that came to nothing is a retry."""
+    return Retry.NO_REPORT if (attempt.error or "").startswith(_NO_REPORT) else Retry.REPORTED
 
 
 def note_of(**parts: object) -> str:

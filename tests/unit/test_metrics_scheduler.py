@@ -1,5 +1,6 @@
 """What the scheduler's metrics count: each moves when the thing happens, and lateness is nobody else's fault."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ from services.scheduler.loops_leases import Leases
 from services.scheduler.recurrence import Misfire, Overlap
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store_leases import Situation
+from services.scheduler.timer import State
 from tests.support.metrics import Since, sample
 from tests.support.scheduler_table import DAY, HOUR, MINUTE, NOW, SECOND, Table, hourly, step, timeline
 
@@ -111,6 +113,20 @@ def test_ends_are_counted_by_state() -> None:
     assert [since("carillon_scheduler_timers_decided_total", state=one) for one in states] == [1, 1, 1, 1]
 
 
+def test_what_is_tried_again_is_counted_by_why() -> None:
+    """For want of a report, then because of one that it failed; the last attempt has no retry, done has none."""
+    since, table = Since(), Counted()
+    policy = RetryPolicy(initial=SECOND, longest=SECOND, most_attempts=3)
+    table.run(one := table.event(NOW, retry=policy), other := table.event(NOW, retry=policy))
+    table.turn(table.report(other.id))
+    table.go(NOW + 2 * MINUTE)
+    table.turn(table.report(one.id, attempt=2, error="no stock"))
+    table.go(NOW + HOUR)
+    assert (table.rows[one.id].state, table.rows[one.id].attempts) == (State.FAILED, 3)
+    counted = {one: since("carillon_scheduler_retries_total", reason=one) for one in ("no_report", "reported")}
+    assert counted == {"no_report": 1, "reported": 1}
+
+
 # Lateness
 
 
@@ -202,6 +218,9 @@ class _Engine:
     def wake(self) -> None:
         """Nothing sleeps."""
 
+    def by_lane(self, shards: Iterable[int]) -> list[list[int]]:
+        return [[*shards]]
+
 
 class _Store:
     """Finds this, and gives nothing."""
@@ -209,8 +228,11 @@ class _Store:
     def __init__(self, situation: Situation) -> None:
         self._situation = situation
 
-    async def renew(self, _held: object) -> Situation:
+    async def look(self) -> Situation:
         return self._situation
+
+    async def renew(self, held: Mapping[int, int]) -> frozenset[int]:
+        return frozenset(held)
 
     async def take(self, _shards: object) -> list[object]:
         return []
@@ -219,7 +241,7 @@ class _Store:
 async def test_shards_that_nobody_holds_are_told() -> None:
     """Those whose lease has run out and that were not to be had; not those of others."""
     leases = {1: -SECOND, 2: SECOND, 3: 0 * SECOND}
-    situation = Situation(renewed=frozenset({0}), members={"a": SECOND, "b": SECOND}, lease_ends_in=leases)
+    situation = Situation(members={"a": SECOND, "b": SECOND}, lease_ends_in=leases)
     beating = Leases(
         engine=cast(Any, _Engine(s0=1)),
         store=cast(Any, _Store(situation)),
