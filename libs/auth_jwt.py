@@ -20,7 +20,7 @@ from typing import Any, Self
 import aiohttp
 import jwt
 
-from libs.auth import principal_for
+from libs.auth import OPERATOR, principal_for
 from libs.errors import PermissionDenied, SettingsError, Unauthenticated, Unavailable
 from libs.rpc_context import Principal
 from libs.settings import AuthSettings
@@ -144,7 +144,9 @@ class JwtVerifier:
                 f"The token has no claim {claim} to name its tenant.", reason="NO_TENANT", metadata={"claim": claim}
             )
         roles = claim_at(claims, self._settings.jwt_roles_claim) if self._settings.jwt_roles_claim else None
-        return principal_for(tenant=tenant, subject=str(claims.get("sub", "")), roles=_roles(roles))
+        subject = str(claims.get("sub", ""))
+        given = [OPERATOR] if subject in self._settings.jwt_operators else []
+        return principal_for(tenant=tenant, subject=subject, roles=[*_roles(roles), *given])
 
 
 class JwksUrl:

@@ -223,8 +223,8 @@ class AuthSettings(Settings):
     )
     jwt_operators: CommaSeparated = Field(
         (),
-        description="Subjects (claim `sub`) with the role operator, comma separated: tokens of Kubernetes carry no roles, "
-        "so name service accounts, `system:serviceaccount:<namespace>:<name>`.",
+        description="Subjects (claim `sub`) with the role operator, comma separated: tokens of Kubernetes carry no "
+        "roles, so name service accounts, `system:serviceaccount:<namespace>:<name>`.",
     )
     jwt_leeway: Duration = Field(
         10 * SECOND,

@@ -20,7 +20,8 @@ from structlog.typing import Processor
 from libs.settings import LogFormat, TelemetrySettings
 
 # Loud on levels where we say the same better ourselves.
-_QUIET = ("aiohttp.access", "alembic.runtime.plugins", "hpack", "mail.log")
+# The pool logs under the name of our class: two lines per transaction.
+_QUIET = ("aiohttp.access", "alembic.runtime.plugins", "hpack", "libs.postgres_pool", "mail.log")
 
 
 def configure_logs(settings: TelemetrySettings, *, service: str, stream: TextIO | None = None) -> None:

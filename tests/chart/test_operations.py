@@ -33,10 +33,17 @@ def test_the_migration_job_is_argo_safe(rendered: Rendered) -> None:
     (job,) = (one for one in rendered.of("Job") if hooks_of(one))
     assert job["metadata"]["name"] in {"carillon-migrations", "bells-migrations"}
     assert "generateName" not in job["metadata"]
-    assert annotation(job, "helm.sh/hook-delete-policy") == "before-hook-creation"
     if annotation(job, "argocd.argoproj.io/hook"):
         assert annotation(job, "argocd.argoproj.io/hook-delete-policy") == "BeforeHookCreation"
         assert annotation(job, "argocd.argoproj.io/sync-wave") == annotation(job, "helm.sh/hook-weight")
+
+
+def test_hooks_go_when_they_have_succeeded_and_stay_when_they_have_failed(rendered: Rendered) -> None:
+    """`helm uninstall` forgets hooks, so nobody would take them away; a failed Job is looked at, and then replaced."""
+    hooks = [one for one in rendered.objects if hooks_of(one) & {"pre-install", "pre-upgrade"}]
+    assert {one["kind"] for one in hooks} >= {"Job"}
+    for one in hooks:
+        assert annotation(one, "helm.sh/hook-delete-policy") == "before-hook-creation,hook-succeeded", one["kind"]
 
 
 def test_what_a_hook_needs_is_there_before_it(rendered: Rendered) -> None:
@@ -104,6 +111,15 @@ def test_cron_jobs_are_bounded(batched: Rendered) -> None:
         assert 0 < job["activeDeadlineSeconds"] <= 24 * 3600
         assert 0 <= job["backoffLimit"] <= 20
         assert job["template"]["spec"]["restartPolicy"] in {"Never", "OnFailure"}
+
+
+def test_a_batch_suspended_by_hand_stays_suspended_through_an_upgrade() -> None:
+    """An incident is not over because somebody upgrades; Helm 4 would refuse to, over whose the field is."""
+    batch = {"name": "flights", "schedule": "0 */4 * * *"}
+    (runs,) = render(_plain(), values={"batches": [batch]}).of("CronJob")
+    (rests,) = render(_plain(), values={"batches": [{**batch, "suspend": True}]}).of("CronJob")
+    assert "suspend" not in runs["spec"]
+    assert rests["spec"]["suspend"] is True
 
 
 def test_cron_jobs_run_a_command_that_exists(batched: Rendered) -> None:

@@ -105,6 +105,16 @@ async def test_roles_come_from_a_claim_where_one_is_set(roles: object) -> None:
     assert "operator" in principal.roles
 
 
+async def test_a_service_account_is_an_operator_when_it_is_named_as_one() -> None:
+    """By its whole subject: not another account of its namespace, and not the same name elsewhere."""
+    checking = verifier(Issuer(), jwt_operators=("system:serviceaccount:shop:backend",))
+    named = await checking.verify(signed(service_account("shop")))
+    elsewhere = await checking.verify(signed(service_account("bakery")))
+    beside = await checking.verify(signed(service_account("shop", sub="system:serviceaccount:shop:backend2")))
+    assert (named.tenant, named.roles) == ("shop", frozenset({"operator"}))
+    assert elsewhere.roles == beside.roles == frozenset()
+
+
 @pytest.mark.parametrize(
     ("claims", "why"),
     [

@@ -13,7 +13,9 @@ import aiohttp
 import pytest
 import structlog
 from prometheus_client import CollectorRegistry, Counter
+from sqlalchemy.ext.asyncio import create_async_engine
 
+from libs.postgres_pool import CountingPool
 from libs.settings import HttpSettings, LogFormat, LogLevel, TelemetrySettings
 from libs.telemetry.http import Readiness, TelemetryHttp, add_build_info
 from libs.telemetry.logs import configure_logs, get_logger
@@ -89,6 +91,15 @@ class TestLogs:
         logging.getLogger("nats").warning("Reconnecting to %s.", "nats://a")
         (line,) = lines_of(stream)
         assert (line["message"], line["service"], line["logger"]) == ("Reconnecting to nats://a.", "intake", "nats")
+
+    def test_the_pool_of_connections_says_nothing_per_transaction(self) -> None:
+        """On level debug too, where two lines for each would hide all others."""
+        stream = io.StringIO()
+        logs_to(stream, log_level=LogLevel.DEBUG)
+        engine = create_async_engine("postgresql+psycopg://nobody@127.0.0.1:1/none", poolclass=CountingPool)
+        engine.sync_engine.pool.logger.debug("Connection rolled back.")
+        get_logger("libs.shards").debug("Looked.")
+        assert [line["message"] for line in lines_of(stream)] == ["Looked."]
 
     def test_an_exception_is_one_line_with_its_traceback(self) -> None:
         """Log collectors split at line ends."""
