@@ -168,6 +168,7 @@ async def _serve(
             links=settings.links,
         )
         parts = await build(runtime, settings)
+        _calm_collector()  # Stands still for 0.1 s: before other replicas give this one work, not after.
         life.spawn("sender", sender.run())
         for resource in parts.resources:
             await life.enter(resource)
@@ -188,7 +189,6 @@ async def _serve(
             return {"postgres": None if await db.is_alive() else "Postgres does not answer"}
 
         await life.enter(TelemetryHttp(settings.http, registry=REGISTRY, readiness=readiness))
-        _calm_collector()
         log.info("Ready.", extra={"replica": replica, "grpc": server.address})
         await life.run_until_signalled()
 

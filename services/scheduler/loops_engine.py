@@ -18,7 +18,7 @@ decides the next.
 import asyncio
 import logging
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -112,14 +112,11 @@ class Engine:
         )
         self.wake()
 
-    async def drop(self, numbers: Iterable[int]) -> None:
+    async def drop(self, numbers: Collection[int]) -> None:
         """Let go of shards and hand back their mail, between two turns: afterwards no turn of theirs is under way."""
         mail: list[Arrival] = []
-        by_lane: defaultdict[int, list[int]] = defaultdict(list)
-        for number in numbers:
-            by_lane[number % len(self._lanes)].append(number)
-        for lane, members in by_lane.items():
-            async with self._lanes[lane].turn:
+        for members in self.by_lane(numbers):
+            async with self._lane_of(members[0]).turn:
                 for number in members:
                     self._shards.pop(number, None)
                     self._answers.pop(number, None)
@@ -141,6 +138,11 @@ class Engine:
         if answer.shard in self._shards:
             self._answers[answer.shard].append(answer)
             self._lane_of(answer.shard).wake.set()
+
+    def by_lane(self, numbers: Collection[int]) -> list[list[int]]:
+        """Shards by who has their turns together."""
+        parts = ([number for number in numbers if self._lane_of(number) is lane] for lane in self._lanes)
+        return [part for part in parts if part]
 
     def _lane_of(self, shard: int) -> _Lane:
         return self._lanes[shard % len(self._lanes)]
@@ -280,15 +282,17 @@ class Engine:
     async def _read_pages(self, shards: Mapping[int, Shard]) -> None:
         """Read ahead. Before the fence, so that a process stopped in the middle of a large answer holds no lock.
 
-        What is read is right if the fence then holds: since the shard was taken nobody else has changed it.
+        What is read is right if the fence then holds: since the shard was taken nobody else has changed it. It is no
+        more than a turn may fire, or what is due meanwhile would wait.
         """
         wanted = {number: mark for number, shard in shards.items() if (mark := shard.wants_page()) is not None}
         if not wanted:
             return
-        async with self._db.read() as tx:
-            pages = await self._store.pages(tx, wanted, self._page_timers)
+        limit = max(1, min(self._settings.turn_timers // len(wanted), *(shards[n].next_page for n in wanted)))
+        async with self._db.transaction() as tx:  # Not `read`: it costs a round trip more.
+            pages = await self._store.pages(tx, wanted, limit)
         for number, page in pages.items():
-            shards[number].add_page(page)
+            shards[number].add_page(page, limit)
         metrics.PAGES.inc(len(wanted))
 
     async def _fence(self, tx: Transaction, turn: Turn) -> None:

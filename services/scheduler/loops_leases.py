@@ -47,13 +47,13 @@ class Grant(Protocol):
     def watermark(self) -> Mark: ...
     @property
     def newest_tombstones(self) -> Mapping[str, int]: ...
+    @property
+    def unheld(self) -> timedelta: ...
 
 
 class Situation(Protocol):
-    """What a renewal found."""
+    """What there is to see."""
 
-    @property
-    def renewed(self) -> frozenset[int]: ...
     @property
     def members(self) -> Mapping[str, timedelta]: ...
     @property
@@ -63,9 +63,11 @@ class Situation(Protocol):
 class Store(Protocol):
     """Leases in Postgres; services.scheduler.store_leases.LeaseStore."""
 
-    async def renew(self, held: Mapping[int, int]) -> Situation: ...
+    async def look(self) -> Situation: ...
+    async def renew(self, held: Mapping[int, int]) -> frozenset[int]: ...
     async def take(self, shards: Collection[int]) -> Sequence[Grant]: ...
-    async def release(self, held: Mapping[int, int], *, is_leaving: bool) -> None: ...
+    async def release(self, held: Mapping[int, int]) -> None: ...
+    async def resign(self) -> None: ...
     async def forget(self, *, tombstones_after: timedelta, members_after: timedelta) -> None: ...
 
 
@@ -99,6 +101,7 @@ class Leases:
         self._nudge = nudge
         self._monotonic_s = monotonic_s
         self._trusted_until_s = 0.0
+        self._renew_at_s = 0.0
         self._consumers: dict[int, asyncio.Task[None]] = {}
         self._known_members: frozenset[str] = frozenset()
         self.wake = asyncio.Event()
@@ -146,26 +149,22 @@ class Leases:
                 await self._stop_consumers(list(self._consumers))  # Others may have the shards, and wait for the mail.
                 await self._engine.hand_back_mail()
             return self._ttl / 20
-        metrics.RENEWALS.labels("committed").inc()
         return wait
 
     async def beat(self) -> timedelta:
-        """Renew, give back what is another's, take what is ours; returns when to come again."""
-        began_s = self._monotonic_s()
-        held = self._engine.epochs
-        situation = await self._store.renew(held)
-        if gone := held.keys() - situation.renewed:
-            metrics.FENCED.inc(len(gone))
-            await self._drop(gone)
-        # From the start of the call: when the answer came says nothing about when the lease began.
-        self._trusted_until_s = trusted_until_s(began_s, self._ttl)
-        self._engine.wake()
+        """Take what is ours to take, renew what is held, give back what is another's; returns when to come again.
+
+        Taking comes first: nothing fires in those shards, while renewing waits for the turns of all others.
+        """
+        if not self._known_members:
+            await self._store.renew({})  # Be seen: two that start at once would both take everything.
+        situation = await self._store.look()
         wanted = wanted_shards(self._replica, situation.members, self._shard_count)
-        if unwanted := {shard: epoch for shard, epoch in self._engine.epochs.items() if shard not in wanted}:
-            await self._drop(unwanted)
-            await self._store.release(unwanted, is_leaving=False)
-            await self._nudge()
         missing = await self._take_free(wanted, situation)
+        if self._monotonic_s() >= self._renew_at_s:
+            await self._renew()
+        if unwanted := self._engine.epochs.keys() - wanted:
+            await self._give_back(unwanted)
         free = {shard for shard, left in situation.lease_ends_in.items() if left <= timedelta(0)}
         metrics.SHARDS_UNHELD.set(len(free - self._engine.epochs.keys()))
         metrics.LIVE_REPLICAS.set(len(situation.members))
@@ -176,7 +175,21 @@ class Leases:
             return _RETRY_TAKE
         awaited = [left for shard, left in situation.lease_ends_in.items() if shard in wanted and left > timedelta(0)]
         awaited += [left for member, left in situation.members.items() if member != self._replica]
-        return until_next_beat(self._ttl, awaited)
+        return min(until_next_beat(self._ttl, awaited), timedelta(seconds=self._renew_at_s - self._monotonic_s()))
+
+    async def _renew(self) -> None:
+        """Renew what is held, and let go of what has another epoch by now."""
+        began_s = self._monotonic_s()
+        held = self._engine.epochs
+        renewed = await self._store.renew(held)
+        metrics.RENEWALS.labels("committed").inc()
+        if gone := held.keys() - renewed:
+            metrics.FENCED.inc(len(gone))
+            await self._drop(gone)
+        # From the start of the call: when the answer came says nothing about when the lease began.
+        self._trusted_until_s = trusted_until_s(began_s, self._ttl)
+        self._renew_at_s = began_s + self._ttl.total_seconds() / 3
+        self._engine.wake()
 
     async def _take_free(self, wanted: Collection[int], situation: Situation) -> set[int]:
         """Take what is ours to take; returns what is free and could not be taken, a transaction of its being open."""
@@ -185,6 +198,7 @@ class Leases:
         free = {s for s in missing if situation.lease_ends_in.get(s, timedelta(0)) <= timedelta(0)}
         for grant in await self._store.take(free) if free else ():
             metrics.TAKEOVERS.inc()
+            metrics.UNHELD_SECONDS.observe(grant.unheld.total_seconds())
             self._engine.add(
                 number=grant.shard,
                 epoch=grant.epoch,
@@ -231,14 +245,22 @@ class Leases:
         await self._stop_consumers(shards)
         await self._engine.drop(shards)
 
+    async def _give_back(self, shards: Collection[int]) -> None:
+        """Hand shards over, a lane's at a time: the others go on firing until it is their turn."""
+        for part in self._engine.by_lane(shards):
+            held = {shard: epoch for shard, epoch in self._engine.epochs.items() if shard in part}
+            await self._drop(part)
+            await self._store.release(held)
+            await self._nudge()
+
     async def _leave(self) -> None:
-        """Graceful handover: finish the turn, give everything back, tell the others."""
-        held = self._engine.epochs
-        await self._drop(held.keys() | self._consumers.keys())
+        """Graceful handover: finish the turns, give everything back, tell the others."""
+        here = self._engine.epochs.keys() | self._consumers.keys()
         try:
-            await self._store.release(held, is_leaving=True)
+            await self._store.resign()  # Or the others would not want what they are given.
+            await self._give_back(here)
         except Unavailable as err:
+            await self._drop(here)
             log.warning("Could not give the shards back; their leases run out.", extra={"error": str(err)})
             return
-        await self._nudge()
-        log.info("Gave back all shards.", extra={"shards": len(held)})
+        log.info("Gave back all shards.", extra={"shards": len(here)})

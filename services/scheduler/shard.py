@@ -49,6 +49,7 @@ from services.scheduler.timer import HAS_TURN, UNDER_WAY, Mark, State, Timer, fi
 from services.scheduler.wheel import Wheel
 
 _NOT_FOUND, _FAILED_PRECONDITION = 5, 9  # google.rpc.Code
+_FIRST_PAGE = 64  # Timers have become due while the shard changed hands: they wait for no more than this to be read.
 
 
 class Shard:
@@ -65,12 +66,12 @@ class Shard:
         now: datetime,
     ) -> None:
         """`newest_tombstones`: the highest tombstone sequence per origin, so that most schedules need not look."""
-        self.number = number
-        self.epoch = epoch
+        self.number, self.epoch = number, epoch
         self.watermark = watermark
         self.horizon: Mark | None = watermark
         self._newest_tombstones = dict(newest_tombstones)
         self._page_timers = page_timers
+        self.next_page = min(_FIRST_PAGE, page_timers)  # How many timers it should have.
         self._wheel = Wheel(now)
         self._draft = Draft(number)
 
@@ -86,11 +87,12 @@ class Shard:
             return self.horizon
         return None
 
-    def add_page(self, timers: Sequence[Timer]) -> None:
-        """Take in the page that `wants_page` asked for: waiting timers in firing order, short only at the very end."""
+    def add_page(self, timers: Sequence[Timer], limit: int) -> None:
+        """Take in the page after `wants_page`: waiting timers in firing order, below `limit` only at the very end."""
         for timer in timers:
             self._wheel.add(timer)
-        self.horizon = timers[-1].mark if len(timers) >= self._page_timers else None
+        self.horizon = timers[-1].mark if len(timers) >= limit else None
+        self.next_page = min(8 * self.next_page, self._page_timers)
 
     def next_at(self) -> datetime | None:
         """When to look again; None: when told something."""

@@ -3,36 +3,74 @@
 Every statement that locks several shards does so in order of their numbers, as `TurnStore.fence` does: no deadlocks.
 """
 
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from libs.postgres import Database, Transaction
+from libs.postgres import Database
 from services.scheduler.timer import Mark
 
 _FORGET_ROWS = 10_000
 
+# Timers stand still while their shard changes hands, so this is one round trip. From one origin of a shard's tombstones
+# to the next through their index, each read from its end: there may be a million, and Postgres skips like that only
+# where it is told how.
+_TAKE = """
+    WITH RECURSIVE taken AS (
+        UPDATE shard SET epoch = epoch + 1, holder = %(replica)s, lease_until = clock_timestamp() + %(ttl)s
+        FROM (SELECT shard, lease_until, set_config('idle_in_transaction_session_timeout', %(patience)s, true)
+            FROM shard WHERE shard = ANY(%(shards)s)
+            AND (holder IS NULL OR holder = %(replica)s OR lease_until < clock_timestamp())
+            ORDER BY shard FOR NO KEY UPDATE SKIP LOCKED) AS free
+        WHERE shard.shard = free.shard
+        RETURNING shard.shard, epoch, watermark_at, watermark_id,
+            greatest(clock_timestamp() - free.lease_until, interval '0') AS unheld
+    ), newest AS (
+        SELECT taken.shard, last.origin, last.sequence FROM taken,
+        LATERAL (SELECT origin, sequence FROM tombstone WHERE shard = taken.shard
+            ORDER BY origin DESC, sequence DESC LIMIT 1) AS last
+        UNION ALL
+        SELECT newest.shard, last.origin, last.sequence FROM newest,
+        LATERAL (SELECT origin, sequence FROM tombstone WHERE shard = newest.shard AND origin < newest.origin
+            ORDER BY origin DESC, sequence DESC LIMIT 1) AS last
+    )
+    SELECT taken.*, coalesce(
+        (SELECT json_object_agg(origin, sequence) FROM newest WHERE newest.shard = taken.shard), '{}'
+    ) FROM taken"""
+
+_RELEASE = """
+    UPDATE shard SET holder = NULL, lease_until = clock_timestamp()
+    FROM (SELECT shard, set_config('idle_in_transaction_session_timeout', %s, true)
+        FROM shard JOIN unnest(%s::int[], %s::bigint[]) AS ours (shard, epoch) USING (shard, epoch)
+        ORDER BY shard FOR NO KEY UPDATE OF shard) AS ours
+    WHERE shard.shard = ours.shard"""
+
+_LOOK = """
+    SELECT replica, NULL, until - clock_timestamp() FROM member WHERE until > clock_timestamp()
+    UNION ALL
+    SELECT NULL, shard, coalesce(lease_until - clock_timestamp(), interval '0') FROM shard
+    WHERE holder IS NULL OR holder <> %s OR lease_until < clock_timestamp()"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """A shard that has just become ours, and where its former owner had got to."""
+    """A shard that has just become ours, where its former owner had got to, and how long it has had none."""
 
     shard: int
     epoch: int
     watermark: Mark
     newest_tombstones: Mapping[str, int]
+    unheld: timedelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """What a renewal found.
+    """What there is to see.
 
     `members`: live replicas and how long they count as such; `lease_ends_in`: of shards that are not ours, not positive
     means free.
     """
 
-    renewed: frozenset[int]
     members: Mapping[str, timedelta]
     lease_ends_in: Mapping[int, timedelta]
 
@@ -44,16 +82,8 @@ class LeaseStore:
         self._db = db
         self._replica = replica
         self._ttl = ttl
-
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Transaction]:
-        """A transaction that Postgres ends when this process stands still in it: others wait for what it locks."""
-        async with self._db.transaction() as tx:
-            await tx.raw.execute(
-                "SELECT set_config('idle_in_transaction_session_timeout', %s, true)",
-                (f"{self._ttl // timedelta(milliseconds=1)}ms",),
-            )
-            yield tx
+        # Postgres ends a transaction in which this process stands still: others wait for what it locks.
+        self._patience = f"{ttl // timedelta(milliseconds=1)}ms"
 
     async def ensure_shards(self, count: int) -> int:
         """Have `count` shard rows where there are none yet; returns how many there are now."""
@@ -67,9 +97,20 @@ class LeaseStore:
         assert row is not None
         return int(row[0])
 
-    async def renew(self, held: Mapping[int, int]) -> Situation:
-        """Say that we are alive, renew the shards we hold in these epochs, and look around."""
-        async with self._transaction() as tx:
+    async def look(self) -> Situation:
+        """Who there is, and which shards are free. Waits for nobody."""
+        async with self._db.transaction() as tx:
+            rows = await (await tx.raw.execute(_LOOK, (self._replica,))).fetchall()
+        members = {replica: left for replica, shard, left in rows if shard is None}
+        return Situation(members=members, lease_ends_in={shard: left for _, shard, left in rows if shard is not None})
+
+    async def renew(self, held: Mapping[int, int]) -> frozenset[int]:
+        """Say that we are alive, and renew the shards we hold in these epochs; returns those, after their turns."""
+        async with self._db.transaction() as tx:
+            await tx.raw.execute(
+                "SELECT set_config('idle_in_transaction_session_timeout', %s, true)",
+                (self._patience,),
+            )
             await tx.raw.execute(
                 "INSERT INTO member (replica, until) VALUES (%s, clock_timestamp() + %s)"
                 " ON CONFLICT (replica) DO UPDATE SET until = EXCLUDED.until",
@@ -82,18 +123,7 @@ class LeaseStore:
                 " RETURNING shard.shard",
                 (self._ttl, list(held), list(held.values())),
             )
-            renewed = frozenset(row[0] for row in await cursor.fetchall())
-            cursor = await tx.raw.execute(
-                "SELECT replica, until - clock_timestamp() FROM member WHERE until > clock_timestamp()"
-            )
-            members: dict[str, timedelta] = dict(await cursor.fetchall())
-            cursor = await tx.raw.execute(
-                "SELECT shard, coalesce(lease_until - clock_timestamp(), interval '0') FROM shard"
-                " WHERE holder IS NULL OR holder <> %s OR lease_until < clock_timestamp()",
-                (self._replica,),
-            )
-            lease_ends_in: dict[int, timedelta] = dict(await cursor.fetchall())
-        return Situation(renewed=renewed, members=members, lease_ends_in=lease_ends_in)
+            return frozenset(row[0] for row in await cursor.fetchall())
 
     async def take(self, shards: Collection[int]) -> list[Grant]:
         """Take those of `shards` that nobody holds: raise the epoch, read the watermark, go on.
@@ -101,39 +131,29 @@ class LeaseStore:
         One that a transaction has locked is left out: an owner's turn is committing, or stands still until Postgres
         ends it. Waiting for it here would keep our other leases from being renewed.
         """
-        async with self._transaction() as tx:
-            cursor = await tx.raw.execute(
-                "UPDATE shard SET epoch = epoch + 1, holder = %s, lease_until = clock_timestamp() + %s"
-                " WHERE shard IN (SELECT shard FROM shard WHERE shard = ANY(%s)"
-                " AND (holder IS NULL OR holder = %s OR lease_until < clock_timestamp())"
-                " ORDER BY shard FOR NO KEY UPDATE SKIP LOCKED)"
-                " RETURNING shard, epoch, watermark_at, watermark_id",
-                (self._replica, self._ttl, list(shards), self._replica),
-            )
-            taken = await cursor.fetchall()
-            cursor = await tx.raw.execute(
-                "SELECT shard, origin, max(sequence) FROM tombstone WHERE shard = ANY(%s) GROUP BY shard, origin",
-                ([row[0] for row in taken],),
-            )
-            newest: dict[int, dict[str, int]] = {}
-            for shard, origin, sequence in await cursor.fetchall():
-                newest.setdefault(shard, {})[origin] = sequence
+        named = {"replica": self._replica, "ttl": self._ttl, "patience": self._patience, "shards": list(shards)}
+        async with self._db.transaction() as tx:
+            rows = await (await tx.raw.execute(_TAKE, named)).fetchall()
         return [
-            Grant(shard=shard, epoch=epoch, watermark=Mark(at, timer_id), newest_tombstones=newest.get(shard, {}))
-            for shard, epoch, at, timer_id in taken
+            Grant(
+                shard=shard,
+                epoch=epoch,
+                watermark=Mark(at, timer_id),
+                newest_tombstones=newest,
+                unheld=unheld or timedelta(0),  # Nobody has held it ever.
+            )
+            for shard, epoch, at, timer_id, unheld, newest in rows
         ]
 
-    async def release(self, held: Mapping[int, int], *, is_leaving: bool) -> None:
-        """Give shards back, so that others can take them at once; `is_leaving` also ends our membership."""
-        async with self._transaction() as tx:
-            await tx.raw.execute(
-                "UPDATE shard SET holder = NULL, lease_until = NULL FROM (SELECT shard FROM shard"
-                " JOIN unnest(%s::int[], %s::bigint[]) AS ours (shard, epoch) USING (shard, epoch)"
-                " ORDER BY shard FOR NO KEY UPDATE OF shard) AS ours WHERE shard.shard = ours.shard",
-                (list(held), list(held.values())),
-            )
-            if is_leaving:
-                await tx.raw.execute("DELETE FROM member WHERE replica = %s", (self._replica,))
+    async def release(self, held: Mapping[int, int]) -> None:
+        """Give shards back, so that others can take them at once."""
+        async with self._db.transaction() as tx:
+            await tx.raw.execute(_RELEASE, (self._patience, list(held), list(held.values())))
+
+    async def resign(self) -> None:
+        """End our membership: what we hold falls to others, once it is released."""
+        async with self._db.transaction() as tx:
+            await tx.raw.execute("DELETE FROM member WHERE replica = %s", (self._replica,))
 
     async def forget(self, *, tombstones_after: timedelta, members_after: timedelta) -> None:
         """Delete tombstones that no frame can meet any more, and members long gone."""

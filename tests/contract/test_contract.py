@@ -14,8 +14,9 @@ from libs.ids import derived_id, new_id
 from libs.links import inbox, outbox
 from libs.links.frames import OutgoingFrame
 from libs.postgres import is_transient
-from services.scheduler.commands import Changes
+from services.scheduler.commands import Changes, Tombstone
 from services.scheduler.needs import Needs
+from services.scheduler.orders import Action, Order, Selection
 from services.scheduler.timer import BEGINNING, Mark, State, TargetKind, Timer
 from tests.contract.rigs import SHARDS, TTL, Rig, Scenario, on_fakes, on_servers
 from tests.support.fixtures import OpenBus, OpenDatabase
@@ -96,7 +97,7 @@ async def a_shard_is_taken_once_and_under_a_new_epoch_each_time(rig: Rig) -> Non
     assert {(one.shard, one.epoch) for one in await a.take(range(SHARDS))} == {(n, 1) for n in range(SHARDS)}
     assert await b.take(range(SHARDS)) == []
     assert {(one.shard, one.epoch) for one in await a.take([0])} == {(0, 2)}  # Lost here, and taken anew.
-    await a.release({0: 2, 1: 7}, is_leaving=False)
+    await a.release({0: 2, 1: 7})
     assert [(one.shard, one.epoch) for one in await b.take(range(SHARDS))] == [(0, 3)]
 
 
@@ -106,13 +107,54 @@ async def a_lease_ends_unless_it_is_renewed_in_its_epoch(rig: Rig) -> None:
     a, b = rig.leases("a"), rig.leases("b")
     await a.take([0, 1])
     await asyncio.sleep(TTL.total_seconds() * 0.6)
-    assert (await a.renew({0: 1, 1: 9})).renewed == {0}
+    assert await a.renew({0: 1, 1: 9}) == {0}
     await asyncio.sleep(TTL.total_seconds() * 0.6)
-    situation = await b.renew({})
+    assert await b.renew({}) == set()
+    situation = await b.look()
     assert situation.members.keys() == {"a", "b"}
     assert {shard for shard, left in situation.lease_ends_in.items() if left > timedelta(0)} == {0}
     assert [one.shard for one in await b.take([0, 1])] == [1]
-    assert (await a.renew({0: 1, 1: 1})).renewed == {0}
+    assert await a.renew({0: 1, 1: 1}) == {0}
+
+
+@scenario
+async def who_takes_a_shard_hears_of_its_newest_orders_by_origin_and_how_long_it_was_free(rig: Rig) -> None:
+    """Of each origin that left a tombstone there, and of no other shard; a schedule older than these must look."""
+    a, b = rig.leases("a"), rig.leases("b")
+    cancel = Order(action=Action.CANCEL, selection=Selection())
+    windows = [("carillon:window:v", 3), ("carillon:window:w", 2)]
+    left = {0: [("e", 5), ("e", 9), ("f", 7), ("carillon:request:r", 8), *windows], 1: [("g", 11)]}
+    stones = [
+        Changes(shard=n, tombstones=[Tombstone(tenant="acme", entity=e, sequence=s, order=cancel) for e, s in some])
+        for n, some in left.items()
+    ]
+    async with rig.db.transaction() as tx:
+        await rig.turns.write(tx, stones, AT)
+    first = {one.shard: one for one in await a.take([0, 1, 2])}
+    assert first[0].newest_tombstones == {"": 9, "window": 3, "request": 8}
+    assert first[1].newest_tombstones == {"": 11}
+    assert first[2].newest_tombstones == {}
+    assert first[0].unheld == timedelta(0)
+    await a.release({0: 1})
+    await asyncio.sleep(0.1)
+    [again] = await b.take([0])
+    assert 0.1 * SECOND <= again.unheld < 10 * SECOND
+
+
+@scenario
+async def who_resigns_is_no_member_and_holds_on_until_it_releases(rig: Rig) -> None:
+    """So the others want what it holds, and take none of it before."""
+    a, b = rig.leases("a"), rig.leases("b")
+    assert await a.renew({}) == set()
+    await a.take([0])
+    assert (await b.look()).members.keys() == {"a"}
+    await a.resign()
+    situation = await b.look()
+    assert situation.members == {}
+    assert situation.lease_ends_in[0] > timedelta(0)
+    assert await b.take([0]) == []
+    await a.release({0: 1})
+    assert (await b.look()).lease_ends_in[0] <= timedelta(0)
 
 
 @scenario
@@ -120,7 +162,7 @@ async def the_fence_lets_in_its_epoch_only_and_holds_until_the_end(rig: Rig) -> 
     """INV-3; whoever takes skips what it locks."""
     a, b = rig.leases("a"), rig.leases("b")
     await a.take([0, 1])
-    await a.release({0: 1, 1: 1}, is_leaving=True)
+    await a.release({0: 1, 1: 1})
     async with rig.db.transaction() as tx:
         assert await rig.turns.fence(tx, {0: 1, 1: 8}, longest_pause=TTL) == {0}
         assert [one.shard for one in await b.take([0, 1])] == [1]

@@ -4,12 +4,15 @@ import asyncio
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from libs.ids import new_id
+from libs.postgres import Database, Transaction
 from libs.wire import from_timestamp
 from local.servers import PostgresServer
 from services.scheduler import metrics
@@ -116,30 +119,46 @@ async def test_a_shard_is_taken_anew_on_a_server_that_was_started_since(
         assert await held(grant.epoch) == {1}
 
 
-@pytest.mark.parametrize("stops_in", ["renew", "turn"])
+class _StopsBeforeItCommits:
+    """A database whose user does everything in a transaction but to end it."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self.has_stopped = asyncio.Event()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        async with self._db.transaction() as tx:
+            yield tx
+            self.has_stopped.set()
+            await asyncio.sleep(5)
+
+
+@pytest.mark.parametrize("stops_in", ["take", "renew", "release", "turn"])
 async def test_inv3_a_process_that_stops_in_a_transaction_does_not_keep_its_shards(
     world: SchedulerWorld, stops_in: str
 ) -> None:
-    """Postgres ends the transaction after a lease, in a renewal as in a turn, and somebody else can take them."""
-    stopped = LeaseStore(world.db, replica="a", ttl=SECOND)
-    await stopped.ensure_shards(SHARDS)
-    held = {grant.shard: grant.epoch for grant in await stopped.take(range(SHARDS))}
-    holding = asyncio.Event()
+    """Postgres ends the transaction after a lease, and somebody else can take them."""
+    before = LeaseStore(world.db, replica="a", ttl=SECOND)
+    await before.ensure_shards(SHARDS)
+    held = {grant.shard: grant.epoch for grant in await before.take(range(SHARDS))}
+    db = _StopsBeforeItCommits(world.db)
+    stopped = LeaseStore(cast(Database, db), replica="a", ttl=SECOND)
 
     async def stop() -> None:
-        if stops_in == "renew":
-            async with stopped._transaction() as tx:
-                await tx.raw.execute("UPDATE shard SET lease_until = clock_timestamp()")
-                holding.set()
-                await asyncio.sleep(5)
-        else:
-            async with world.db.transaction() as tx:
-                await TurnStore().fence(tx, held, longest_pause=SECOND)
-                holding.set()
-                await asyncio.sleep(5)
+        match stops_in:
+            case "take":
+                await stopped.take(range(SHARDS))
+            case "renew":
+                await stopped.renew(held)
+            case "release":
+                await stopped.release(held)
+            case _:
+                async with db.transaction() as tx:
+                    await TurnStore().fence(tx, held, longest_pause=SECOND)
 
     stopping = asyncio.create_task(stop())
-    await holding.wait()
+    await db.has_stopped.wait()
     successor = LeaseStore(world.db, replica="b", ttl=SECOND)
     taken: set[int] = set()
     async with asyncio.timeout(3):

@@ -134,8 +134,8 @@ def page_gap() -> AbstractContextManager[Any]:
     """INV-2: after a page, everything counts as read."""
     add_page = Shard.add_page
 
-    def add_page_and_all(self: Shard, timers: Sequence[Timer]) -> None:
-        add_page(self, timers)
+    def add_page_and_all(self: Shard, timers: Sequence[Timer], limit: int) -> None:
+        add_page(self, timers, limit)
         self.horizon = None
 
     return patch.object(Shard, "add_page", add_page_and_all)

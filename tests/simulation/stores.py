@@ -176,10 +176,27 @@ class FakeLeaseStore:
         self._replica = replica
         self._ttl = ttl
 
-    async def renew(self, held: Mapping[int, int]) -> Situation:
-        """Renew and look around."""
+    async def look(self) -> Situation:
+        """Look around."""
 
         def statement(session: Session) -> Generator[Key, None, Situation]:
+            yield from ()
+            members = {name: until - session.now for name, until in session.scan("member") if until > session.now}
+            ends_in = {
+                number: (row.lease_until or session.now) - session.now
+                for number, row in session.scan("shard")
+                if row.holder != self._replica or row.lease_until < session.now
+            }
+            return Situation(members=members, lease_ends_in=ends_in)
+
+        async with self._db.read() as tx:
+            situation: Situation = await tx.run(statement)
+        return situation
+
+    async def renew(self, held: Mapping[int, int]) -> frozenset[int]:
+        """Renew."""
+
+        def statement(session: Session) -> Generator[Key, None, frozenset[int]]:
             session.idle_timeout = self._ttl
             yield from session.put("member", self._replica, session.now + self._ttl)
             renewed = set()
@@ -190,17 +207,11 @@ class FakeLeaseStore:
                 if (row := session.get("shard", number)).epoch == epoch:
                     yield from session.put("shard", number, replace(row, lease_until=session.now + self._ttl))
                     renewed.add(number)
-            members = {name: until - session.now for name, until in session.scan("member") if until > session.now}
-            ends_in = {
-                number: (row.lease_until or session.now) - session.now
-                for number, row in session.scan("shard")
-                if row.holder != self._replica or row.lease_until < session.now
-            }
-            return Situation(renewed=frozenset(renewed), members=members, lease_ends_in=ends_in)
+            return frozenset(renewed)
 
         async with self._db.transaction() as tx:
-            situation: Situation = await tx.run(statement)
-        return situation
+            renewed: frozenset[int] = await tx.run(statement)
+        return renewed
 
     async def take(self, shards: Collection[int]) -> list[Grant]:
         """Take what is free, skip what is locked."""
@@ -216,8 +227,15 @@ class FakeLeaseStore:
                 taken = ShardRow(self._replica, row.epoch + 1, session.now + self._ttl, row.watermark)
                 yield from session.put("shard", number, taken)
                 newest = newest_tombstones(session, number)
+                unheld = max(session.now - (row.lease_until or session.now), timedelta(0))
                 grants.append(
-                    Grant(shard=number, epoch=taken.epoch, watermark=taken.watermark, newest_tombstones=newest)
+                    Grant(
+                        shard=number,
+                        epoch=taken.epoch,
+                        watermark=taken.watermark,
+                        newest_tombstones=newest,
+                        unheld=unheld,
+                    )
                 )
             return grants
 
@@ -225,7 +243,7 @@ class FakeLeaseStore:
             grants: list[Grant] = await tx.run(statement)
         return grants
 
-    async def release(self, held: Mapping[int, int], *, is_leaving: bool) -> None:
+    async def release(self, held: Mapping[int, int]) -> None:
         """Give back."""
 
         def statement(session: Session) -> Generator[Key, None, None]:
@@ -233,9 +251,16 @@ class FakeLeaseStore:
             for number, epoch in sorted(held.items()):
                 yield "shard", number
                 if (row := session.get("shard", number)).epoch == epoch:
-                    yield from session.put("shard", number, replace(row, holder=None, lease_until=None))
-            if is_leaving:
-                yield from session.put("member", self._replica, None)
+                    yield from session.put("shard", number, replace(row, holder=None, lease_until=session.now))
+
+        async with self._db.transaction() as tx:
+            await tx.run(statement)
+
+    async def resign(self) -> None:
+        """End the membership."""
+
+        def statement(session: Session) -> Generator[Key, None, None]:
+            yield from session.put("member", self._replica, None)
 
         async with self._db.transaction() as tx:
             await tx.run(statement)

@@ -94,6 +94,7 @@ class Table:
     """
 
     page_timers: int = 16
+    read_at_most: int = 1_000
     now: datetime = NOW
     watermark: Mark = BEGINNING
     rows: dict[UUID, Timer] = field(default_factory=dict)
@@ -274,7 +275,8 @@ class Table:
         after = self.shard.wants_page()
         if after is not None:
             having_turn = [row for row in self.rows.values() if row.state in HAS_TURN and row.mark > after]
-            self.shard.add_page(sorted(having_turn, key=lambda row: row.mark)[: self.page_timers])
+            limit = min(self.shard.next_page, self.read_at_most)
+            self.shard.add_page(sorted(having_turn, key=lambda row: row.mark)[:limit], limit)
 
     def load(self, needs: Needs) -> Known:
         """What is needed, as services.scheduler.store.TurnStore.load answers."""

@@ -73,7 +73,7 @@ class Scene:
         condition = ServiceCondition(service="crm", timeout=5 * SECOND, no_answer=NoAnswer.FAIL)
         self.timer = replace(_timer(), **({"asked": condition} | timer))
         self.fired: list[UUID] = []
-        self.shard.add_page([self.timer])
+        self.shard.add_page([self.timer], 100)
 
     def turn(self, *answers: Answer, after: timedelta = timedelta(0)) -> list[Question]:
         """One turn, some time later; what it asks."""

@@ -1,14 +1,16 @@
 """The leases loop against a scripted store and engine."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, cast
 
 from libs.errors import Unavailable
 from libs.links.receiver import Message
 from services.scheduler.loops_leases import Leases
-from services.scheduler.store_leases import Situation
+from services.scheduler.store_leases import Grant, Situation
+from services.scheduler.timer import BEGINNING
 
 SECOND = timedelta(seconds=1)
 TTL = 6 * SECOND
@@ -20,11 +22,19 @@ class FakeEngine:
 
     epochs: dict[int, int] = field(default_factory=dict)
     dropped: list[int] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+
+    def add(self, *, number: int, epoch: int, **_: object) -> None:
+        self.epochs[number] = epoch
 
     async def drop(self, numbers: Iterable[int]) -> None:
+        self.calls.append(f"drop {sorted(numbers)}")
         self.dropped += sorted(numbers)
         for number in self.dropped:
             self.epochs.pop(number, None)
+
+    def by_lane(self, numbers: Iterable[int]) -> list[list[int]]:
+        return [part for lane in range(2) if (part := [number for number in sorted(numbers) if number % 2 == lane])]
 
     def wake(self) -> None:
         """Nothing sleeps."""
@@ -35,21 +45,39 @@ class FakeEngine:
 
 @dataclass
 class FakeStore:
-    """Finds what it is told to find; None: Postgres is away."""
+    """Finds what it is told to find; None: Postgres is away. `lost`: those it does not renew."""
 
     situation: Situation | None
+    lost: frozenset[int] = frozenset()
+    can_take: bool = False
+    calls: list[str] = field(default_factory=list)
     released: dict[int, int] = field(default_factory=dict)
 
-    async def renew(self, held: Mapping[int, int]) -> Situation:
+    async def look(self) -> Situation:
         if self.situation is None:
             raise Unavailable("Postgres is away")
         return self.situation
 
-    async def take(self, shards: Collection[int]) -> Sequence[Any]:
-        return []
+    async def renew(self, held: Mapping[int, int]) -> frozenset[int]:
+        if self.situation is None:
+            raise Unavailable("Postgres is away")
+        self.calls.append(f"renew {sorted(held)}")
+        return frozenset(held) - self.lost
 
-    async def release(self, held: Mapping[int, int], *, is_leaving: bool) -> None:
+    async def take(self, shards: Collection[int]) -> Sequence[Grant]:
+        self.calls.append(f"take {sorted(shards)}")
+        return [
+            Grant(shard=n, epoch=7, watermark=BEGINNING, newest_tombstones={}, unheld=timedelta(0))
+            for n in shards
+            if self.can_take
+        ]
+
+    async def release(self, held: Mapping[int, int]) -> None:
+        self.calls.append(f"release {sorted(held)}")
         self.released |= held
+
+    async def resign(self) -> None:
+        self.calls.append("resign")
 
     async def forget(self, *, tombstones_after: timedelta, members_after: timedelta) -> None: ...
 
@@ -60,10 +88,12 @@ async def _consume(_shard: int) -> AsyncGenerator[Sequence[Message], None]:
         yield messages
 
 
-async def _nudge() -> None: ...
-
-
 def _leases(engine: FakeEngine, store: FakeStore) -> Leases:
+    store.calls = engine.calls  # One story.
+
+    async def nudge() -> None:
+        store.calls.append("nudge")
+
     return Leases(
         engine=cast(Any, engine),
         store=store,
@@ -72,13 +102,17 @@ def _leases(engine: FakeEngine, store: FakeStore) -> Leases:
         ttl=TTL,
         tombstones_after=SECOND,
         consume=_consume,
-        nudge=_nudge,
+        nudge=nudge,
     )
 
 
-def _situation(*, renewed: Iterable[int] = (), **members: timedelta) -> Situation:
-    others = {shard: TTL for shard in range(4) if shard not in set(renewed)}
-    return Situation(renewed=frozenset(renewed), members={"a": TTL, **members}, lease_ends_in=others)
+def _situation(*, ours: Iterable[int] = (), **members: timedelta) -> Situation:
+    others = {shard: TTL for shard in range(4) if shard not in set(ours)}
+    return Situation(members={"a": TTL, **members}, lease_ends_in=others)
+
+
+def _free(*shards: int) -> Situation:
+    return Situation(members={"a": TTL}, lease_ends_in=dict.fromkeys(shards, timedelta(0)))
 
 
 async def test_a_replica_looks_again_when_another_ones_membership_runs_out() -> None:
@@ -89,21 +123,20 @@ async def test_a_replica_looks_again_when_another_ones_membership_runs_out() -> 
 
 async def test_a_replica_looks_again_soon_when_a_free_shard_was_locked() -> None:
     """Whoever holds the lock is committing, or is ended by Postgres."""
-    free = Situation(renewed=frozenset(), members={"a": TTL}, lease_ends_in=dict.fromkeys(range(4), timedelta(0)))
-    assert await _leases(FakeEngine(), FakeStore(free)).beat() == timedelta(milliseconds=50)
+    assert await _leases(FakeEngine(), FakeStore(_free(0, 1, 2, 3))).beat() == timedelta(milliseconds=50)
 
 
 async def test_inv3_a_shard_that_was_not_renewed_is_dropped() -> None:
     """Its epoch is another one by now."""
     engine = FakeEngine({0: 5, 1: 9})
-    await _leases(engine, FakeStore(_situation(renewed=[0]))).beat()
+    await _leases(engine, FakeStore(_situation(ours=[0, 1]), lost=frozenset({1}))).beat()
     assert engine.dropped == [1]
     assert engine.epochs == {0: 5}
 
 
 async def test_what_falls_to_another_member_is_given_back_under_its_epoch() -> None:
     """After the engine has let go of it."""
-    engine, store = FakeEngine({n: n + 10 for n in range(4)}), FakeStore(_situation(renewed=range(4), b=TTL))
+    engine, store = FakeEngine({n: n + 10 for n in range(4)}), FakeStore(_situation(ours=range(4), b=TTL))
     await _leases(engine, store).beat()
     assert store.released == {n: n + 10 for n in engine.dropped}
     assert 0 < len(engine.dropped) < 4
@@ -117,3 +150,34 @@ async def test_inv3_a_lease_is_trusted_only_after_a_renewal() -> None:
     store.situation = _situation()
     await leases.beat()
     assert leases.is_trusted()
+
+
+async def test_free_shards_are_taken_before_the_others_are_renewed() -> None:
+    """Nothing fires in them meanwhile, and a renewal waits for the turns of all that are held."""
+    engine, store = FakeEngine({0: 3}), FakeStore(_free(1, 2, 3), can_take=True)
+    await _leases(engine, store).beat()
+    assert store.calls == ["renew []", "take [1, 2, 3]", "renew [0, 1, 2, 3]", "nudge"]
+
+
+async def test_a_nudge_between_two_renewals_renews_nothing() -> None:
+    """It takes what has become free; the next beat comes in time for the renewal."""
+    leases = _leases(FakeEngine(), store := FakeStore(_situation(), can_take=True))
+    await leases.beat()
+    store.calls.clear()
+    store.situation = replace(_situation(), lease_ends_in={0: timedelta(0), 1: TTL, 2: TTL, 3: TTL})
+    assert await leases.beat() <= TTL / 3
+    assert store.calls == ["take [0]"]
+
+
+async def test_a_leaving_replica_resigns_and_hands_over_lane_by_lane() -> None:
+    """Others want its shards once it is no member; a lane fires until it is its turn, and then no more."""
+    engine, store = FakeEngine({n: n + 10 for n in range(4)}), FakeStore(_situation(ours=range(4)))
+    running = asyncio.create_task(_leases(engine, store).run())
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+    assert store.calls[3:] == [
+        *("resign", "drop [0, 2]", "release [0, 2]", "nudge", "drop [1, 3]", "release [1, 3]", "nudge"),
+    ]
+    assert store.released == {n: n + 10 for n in range(4)}
+    assert engine.epochs == {}

@@ -346,10 +346,10 @@ _steps = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(_steps)
-def test_inv2_inv5_pages_horizon_and_cuts_never_lose_a_timer(steps: list[tuple[str, Any]]) -> None:
+@given(_steps, st.integers(1, 5))
+def test_inv2_inv5_pages_horizon_and_cuts_never_lose_a_timer(steps: list[tuple[str, Any]], read_at_most: int) -> None:
     """Against a naive model: everything scheduled and not cancelled before its turn fires once, in order of marks."""
-    table = Table(page_timers=4)
+    table = Table(page_timers=4, read_at_most=read_at_most)
     expected: set[UUID] = set()
     for name, argument in steps:
         commands: list[ScheduleTimer] = []
