@@ -12,21 +12,22 @@ from services.scheduler.timer import Mark
 
 _FORGET_ROWS = 10_000
 
-# Timers stand still while their shard changes hands, so this is one round trip. From one origin of a shard's tombstones
-# to the next through their index, each read from its end: there may be a million, and Postgres skips like that only
-# where it is told how.
 _TAKE = """
-    WITH RECURSIVE taken AS (
-        UPDATE shard SET epoch = epoch + 1, holder = %(replica)s, lease_until = clock_timestamp() + %(ttl)s
-        FROM (SELECT shard, lease_until, set_config('idle_in_transaction_session_timeout', %(patience)s, true)
-            FROM shard WHERE shard = ANY(%(shards)s)
-            AND (holder IS NULL OR holder = %(replica)s OR lease_until < clock_timestamp())
-            ORDER BY shard FOR NO KEY UPDATE SKIP LOCKED) AS free
-        WHERE shard.shard = free.shard
-        RETURNING shard.shard, epoch, watermark_at, watermark_id,
-            greatest(clock_timestamp() - free.lease_until, interval '0') AS unheld
-    ), newest AS (
-        SELECT taken.shard, last.origin, last.sequence FROM taken,
+    UPDATE shard SET epoch = epoch + 1, holder = %(replica)s, lease_until = clock_timestamp() + %(ttl)s
+    FROM (SELECT shard, lease_until, set_config('idle_in_transaction_session_timeout', %(patience)s, true)
+        FROM shard WHERE shard = ANY(%(shards)s)
+        AND (holder IS NULL OR holder = %(replica)s OR lease_until < clock_timestamp())
+        ORDER BY shard FOR NO KEY UPDATE SKIP LOCKED) AS free
+    WHERE shard.shard = free.shard
+    RETURNING shard.shard, epoch, watermark_at, watermark_id,
+        greatest(clock_timestamp() - free.lease_until, interval '0')"""
+
+# A statement of its own, so that it sees what an owner whose lease had ended committed until its shard was locked.
+# From one origin of a shard's tombstones to the next through their index, each read from its end: there may be a
+# million, timers stand still meanwhile, and Postgres skips like that only where it is told how.
+_NEWEST_TOMBSTONES = """
+    WITH RECURSIVE newest AS (
+        SELECT taken.shard, last.origin, last.sequence FROM unnest(%s::int[]) AS taken (shard),
         LATERAL (SELECT origin, sequence FROM tombstone WHERE shard = taken.shard
             ORDER BY origin DESC, sequence DESC LIMIT 1) AS last
         UNION ALL
@@ -34,9 +35,7 @@ _TAKE = """
         LATERAL (SELECT origin, sequence FROM tombstone WHERE shard = newest.shard AND origin < newest.origin
             ORDER BY origin DESC, sequence DESC LIMIT 1) AS last
     )
-    SELECT taken.*, coalesce(
-        (SELECT json_object_agg(origin, sequence) FROM newest WHERE newest.shard = taken.shard), '{}'
-    ) FROM taken"""
+    SELECT shard, json_object_agg(origin, sequence) FROM newest GROUP BY shard"""
 
 _RELEASE = """
     UPDATE shard SET holder = NULL, lease_until = clock_timestamp()
@@ -134,15 +133,17 @@ class LeaseStore:
         named = {"replica": self._replica, "ttl": self._ttl, "patience": self._patience, "shards": list(shards)}
         async with self._db.transaction() as tx:
             rows = await (await tx.raw.execute(_TAKE, named)).fetchall()
+            cursor = await tx.raw.execute(_NEWEST_TOMBSTONES, ([row[0] for row in rows],))
+            newest: dict[int, dict[str, int]] = dict(await cursor.fetchall())
         return [
             Grant(
                 shard=shard,
                 epoch=epoch,
                 watermark=Mark(at, timer_id),
-                newest_tombstones=newest,
+                newest_tombstones=newest.get(shard, {}),
                 unheld=unheld or timedelta(0),  # Nobody has held it ever.
             )
-            for shard, epoch, at, timer_id, unheld, newest in rows
+            for shard, epoch, at, timer_id, unheld in rows
         ]
 
     async def release(self, held: Mapping[int, int]) -> None:
