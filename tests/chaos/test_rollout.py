@@ -60,6 +60,13 @@ class Rollout(stage.ProcessStage):
         self.replicas[service, number] = replace(replica, process=process)
         self._exits.callback(process.stop, timeout_s=30)
 
+    def _migrate(self) -> None:
+        # By the command, since it is another code's turn first.
+        for name in SERVICES:
+            migration = self._process(f"migrate-{name}", ["-m", f"services.{name}", "migrate"])
+            migration.start()
+            migration.wait(timeout_s=120)
+
     def _process(self, name: str, arguments: Sequence[str], env: Mapping[str, str] | None = None) -> Process:
         if not arguments[1].startswith("services."):
             return super()._process(name, arguments, env)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from local.stack import Stack
+from tests.support.servers import scratch_directory
 
 TENANTS = ("shop", "bank", "odd")
 
@@ -17,11 +18,10 @@ def token_of(tenant: str) -> str:
     return f"the-token-of-{tenant}"
 
 
-@pytest.fixture(scope="session")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+@pytest.fixture(scope="package")  # Not for longer: four idle services are a twentieth of a core.
+def guarded() -> Iterator[Stack]:
     """One replica of each service; every tenant of TENANTS has a token."""
-    directory = tmp_path_factory.mktemp("guarded")
-    with Stack(Path(directory / "stack"), env=guarded_env(directory)) as stack:
+    with scratch_directory() as directory, Stack(directory / "stack", env=guarded_env(directory)) as stack:
         yield stack
 
 

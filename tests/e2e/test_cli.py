@@ -17,15 +17,16 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from local.stack import PROJECT, SERVICES, Stack
+from tests.support.servers import scratch_directory
 
 pytestmark = pytest.mark.timeout(120)
 Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack() -> Iterator[Stack]:
     """One replica of each service, open to everybody."""
-    with Stack(tmp_path_factory.mktemp("cli") / "stack") as found:
+    with scratch_directory() as directory, Stack(directory / "stack") as found:
         yield found
 
 

@@ -3,20 +3,20 @@
 import contextlib
 import io
 import re
-from pathlib import Path
 
 import pytest
 
 from local.stack import PROJECT, Stack
+from tests.support.servers import scratch_directory
 
 SERVICE_AT = {"7404": "intake", "7408": "digest"}  # As `make up` gives them out.
 
 
 @pytest.mark.timeout(120)
-def test_the_readmes_python_notifies_somebody(tmp_path: Path) -> None:
+def test_the_readmes_python_notifies_somebody() -> None:
     """The snippet, pointed at the services it needs, prints an id and that the notification has been applied."""
     (snippet,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
-    with Stack(tmp_path / "stack", services=list(SERVICE_AT.values())) as stack:
+    with scratch_directory() as scratch, Stack(scratch, services=list(SERVICE_AT.values())) as stack:
         for port, service in SERVICE_AT.items():
             assert f"127.0.0.1:{port}" in snippet
             snippet = snippet.replace(f"127.0.0.1:{port}", stack.grpc(service))

@@ -21,6 +21,7 @@ from local.stack import SERVICES, Stack
 from tests.e2e.conftest import guarded_env, token_of
 from tests.support.link_world import until
 from tests.support.otlp import Collector, Seen
+from tests.support.servers import scratch_directory
 from tests.support.traced_caller import (
     BATCH,
     SECRET_WORDS,
@@ -45,20 +46,20 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def stack(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(collector: Collector) -> Iterator[Stack]:
     """The four services, which trace everything and log everything."""
-    directory = tmp_path_factory.mktemp("traced")
-    env = guarded_env(directory) | {
-        "CARILLON_TELEMETRY_OTLP_ENDPOINT": collector.endpoint,
-        "CARILLON_TELEMETRY_LOG_LEVEL": "debug",
-        "CARILLON_TELEMETRY_LOG_FORMAT": "json",
-        "CARILLON_DISPATCHER_BACKOFF_FIRST": "100ms",
-        "CARILLON_DISPATCHER_MAX_ATTEMPTS": "2",
-        "OTEL_BSP_SCHEDULE_DELAY": "100",
-        "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
-    }
-    with Stack(directory / "stack", env=env) as stack:
-        yield stack
+    with scratch_directory() as directory:
+        env = guarded_env(directory) | {
+            "CARILLON_TELEMETRY_OTLP_ENDPOINT": collector.endpoint,
+            "CARILLON_TELEMETRY_LOG_LEVEL": "debug",
+            "CARILLON_TELEMETRY_LOG_FORMAT": "json",
+            "CARILLON_DISPATCHER_BACKOFF_FIRST": "100ms",
+            "CARILLON_DISPATCHER_MAX_ATTEMPTS": "2",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+        }
+        with Stack(directory / "stack", env=env) as stack:
+            yield stack
 
 
 @pytest.fixture

@@ -6,24 +6,20 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from carillon.digest.v1 import digest_pb2 as pb
 from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import timer_pb2
-from pydantic import SecretStr
 
-import services.digest
-from libs import migrations
 from libs.ids import new_id
 from libs.links.frames import decoded
 from libs.links.receiver import Applied, IncomingFrame
 from libs.links.sender import Sender
 from libs.postgres import Database
 from libs.rpc_context import Deadline, Principal, acting
-from libs.settings import LinkSettings, PostgresSettings
+from libs.settings import LinkSettings
 from libs.wire import to_duration, to_timestamp
 from services.digest import (
     store_catalog,
@@ -45,6 +41,7 @@ from services.digest.rpc import DigestRpc
 from services.digest.settings import DigestSettings
 from services.digest.stream import Inlet, Post, Timers
 from tests.support.fixtures import OpenDatabase
+from tests.support.schemas import create_tables
 
 START = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 """A Monday noon, in winter everywhere north."""
@@ -289,11 +286,9 @@ class Rig:
         await self.call("PutSubscriptions", subscriptions=[one])
 
 
-def migrate(url: str) -> PostgresSettings:
-    """Bring the schema up; returns the settings to reach it."""
-    settings = PostgresSettings(url=SecretStr(url))
-    migrations.upgrade(settings, "digest", Path(services.digest.__file__).parent / "migrations")
-    return settings
+def migrate(url: str) -> None:
+    """Bring the schema up."""
+    create_tables(url, "digest")
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.wrappers_pb2 import BytesValue, StringValue
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 SERVICE = "carillon.probe.v1.ProbeService"
 
@@ -75,3 +76,10 @@ class ProbeStub:
         self.Later: Any = channel.unary_unary(**method("Later"))
         self.raw: Any = channel.unary_unary(f"/{SERVICE}/Say", response_deserializer=BytesValue.FromString)
         self.raw_each: Any = channel.stream_stream(f"/{SERVICE}/SayEach", response_deserializer=StringValue.FromString)
+
+
+async def health_of(channel: grpc.aio.Channel, service: str = "") -> int:
+    """What health says."""
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+    return int(answer.status)

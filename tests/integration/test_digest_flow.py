@@ -8,12 +8,15 @@ from uuid import UUID
 import pytest
 from carillon.digest.v1 import digest_pb2 as pb
 from carillon.link.v1 import link_pb2
+from pydantic import SecretStr
 
 from libs import migrations
 from libs.ids import derived_id, new_id
 from libs.links.receiver import PoisonFrame
+from libs.settings import PostgresSettings
 from libs.sharding import shard_of
 from libs.wire import to_timestamp
+from local.stack import PROJECT
 from services.digest.store_tables import metadata
 from tests.integration.digest_rig import SHARDS, START, Rig, migrate, replica
 from tests.support.fixtures import OpenDatabase
@@ -34,7 +37,8 @@ async def rig(postgres_url: str, open_database: OpenDatabase) -> AsyncIterator[R
 
 async def test_the_migrations_add_up_to_the_tables(postgres_url: str) -> None:
     """What the revisions leave behind is what the code says the tables are."""
-    settings = migrate(postgres_url)
+    settings = PostgresSettings(url=SecretStr(postgres_url))
+    migrations.upgrade(settings, "digest", PROJECT / "services" / "digest" / "migrations")
     migrations.check_models_match(settings, "digest", metadata)
 
 

@@ -18,6 +18,7 @@ from libs.rpc_client import refusal_of
 from libs.settings import PostgresSettings
 from libs.sharding import shard_of
 from libs.wire import to_duration, to_timestamp
+from local.stack import PROJECT
 from services.intake.store_tables import metadata
 from tests.support.fixtures import OpenBus, OpenDatabase
 from tests.support.intake_world import (
@@ -27,7 +28,6 @@ from tests.support.intake_world import (
     IntakeWorld,
     content,
     intake_world,
-    migrate,
     notification,
     schedule,
 )
@@ -42,8 +42,9 @@ async def world(postgres_url: str, open_database: OpenDatabase, open_bus: OpenBu
 
 def test_the_migrations_add_up_to_the_tables(postgres_url: str) -> None:
     """What the store queries is what the migrations make."""
-    migrate(postgres_url)
-    migrations.check_models_match(PostgresSettings(url=SecretStr(postgres_url)), "intake", metadata)
+    settings = PostgresSettings(url=SecretStr(postgres_url))
+    migrations.upgrade(settings, "intake", PROJECT / "services" / "intake" / "migrations")
+    migrations.check_models_match(settings, "intake", metadata)
 
 
 async def test_a_notification_reaches_digest_before_the_answer(world: IntakeWorld) -> None:

@@ -180,6 +180,20 @@ def test_a_service_that_does_not_start_is_named_and_nothing_stays(
         assert not accepts_connections(HOST, int(stack.mailbox_smtp.rpartition(":")[2]))
 
 
+def test_a_migration_that_fails_is_named_and_nothing_starts(
+    postgres_url: str, nats_server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error has the schema and what Postgres says."""
+    monkeypatch.setenv("CARILLON_POSTGRES_URL", postgres_url)
+    monkeypatch.setenv("CARILLON_NATS_URL", nats_server_url)
+    with scratch_directory() as scratch:
+        stack = Stack(scratch, services=["torn", "bell"], package=STANDINS)
+        with pytest.raises(ProcessError, match=r'(?s)schema of torn .* type "rope" does not exist'):
+            stack.start()
+        assert stack.replicas == {}
+        assert not accepts_connections(HOST, int(stack.mailbox_smtp.rpartition(":")[2]))
+
+
 ABANDONED = """
 import sys, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The gRPC server as its callers see it: every refusal is a clear status, and health and drain behave."""
+"""The gRPC server as its callers see it: every refusal is a clear status."""
 
 import asyncio
 import hashlib
@@ -12,16 +12,15 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry
 
 from libs import errors
 from libs.errors import SettingsError, Violations
 from libs.rpc import RpcServer, Servicer, build_server, deadline_of, principal_of, remaining_of, require_role, tenant_of
 from libs.rpc_client import connect, refusal_of
-from libs.settings import AuthMode, AuthSettings, GrpcSettings, ReflectionMode
-from tests.integration.rpc_probe import SERVICE, Probe, ProbeStub, add_probe_to_server
+from libs.settings import AuthMode, AuthSettings, GrpcSettings
+from tests.integration.rpc_probe import SERVICE, Probe, ProbeStub, add_probe_to_server, health_of
 
 TOKEN = "crl_a-token-of-the-shop"
 
@@ -384,107 +383,3 @@ class TestLimitsAndMetrics:
             assert error.code() is grpc.StatusCode.UNIMPLEMENTED
             samples = [sample for metric in rpc.registry.collect() for sample in metric.samples]
             assert not [sample for sample in samples if "Made_up_by_somebody" in sample.labels.values()]
-
-
-async def health_of(channel: grpc.aio.Channel, service: str = "") -> int:
-    """What health says."""
-    stub: Any = health_pb2_grpc.HealthStub(channel)
-    answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
-    return int(answer.status)
-
-
-class TestHealthAndReflection:
-    """What infrastructure asks."""
-
-    async def test_health_needs_no_credential(self, tokens: AuthSettings) -> None:
-        """Kubernetes has none; overall and per service."""
-        async with running(auth=tokens) as rpc:
-            assert await health_of(rpc.channel) == health_pb2.HealthCheckResponse.SERVING
-            assert await health_of(rpc.channel, SERVICE) == health_pb2.HealthCheckResponse.SERVING
-
-    async def test_a_service_that_is_not_ready_says_so(self) -> None:
-        """And serves again when it is."""
-        async with running() as rpc:
-            await rpc.server.set_serving(False)
-            assert await health_of(rpc.channel, SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
-            await rpc.server.set_serving(True)
-            assert await health_of(rpc.channel, SERVICE) == health_pb2.HealthCheckResponse.SERVING
-
-    async def test_a_drain_says_not_serving_first_and_lets_calls_end(self) -> None:
-        """During the delay new calls are still answered, and the one in progress gets its answer."""
-        release, started = asyncio.Event(), asyncio.Event()
-
-        async def wait(request: StringValue, _context: Any) -> StringValue:
-            started.set()
-            await release.wait()
-            return request
-
-        settings = GrpcSettings(drain_delay=timedelta(milliseconds=300), drain_timeout=timedelta(seconds=10))
-        async with running(settings) as rpc:
-            rpc.probe.behave = wait
-            call = rpc.stub.Say(StringValue(value="mine"))
-            async with asyncio.timeout(5):
-                await started.wait()
-                drain = asyncio.create_task(rpc.server.drain())
-                await asyncio.sleep(0)
-                assert await health_of(rpc.channel) == health_pb2.HealthCheckResponse.NOT_SERVING
-                release.set()
-                assert (await call).value == "mine"
-                await drain
-
-    async def test_a_call_that_does_not_end_is_cancelled_by_the_drain(self) -> None:
-        """So that a drain ends."""
-        started, cancelled = asyncio.Event(), asyncio.Event()
-
-        async def wait(_request: StringValue, _context: Any) -> StringValue:
-            started.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                cancelled.set()
-            raise AssertionError
-
-        async with asyncio.timeout(5), running(GrpcSettings(drain_timeout=timedelta(milliseconds=100))) as rpc:
-            rpc.probe.behave = wait
-            call = asyncio.ensure_future(refused(rpc.stub.Say(StringValue())))
-            await started.wait()
-            await rpc.server.drain()
-            await cancelled.wait()
-            assert (await call).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-
-    async def test_open_reflection_lists_services_without_a_credential(self, tokens: AuthSettings) -> None:
-        """grpcurl works out of the box; it shows contracts, no data."""
-        async with running(auth=tokens) as rpc:
-            assert SERVICE in await reflected(rpc.channel)
-
-    async def test_authenticated_reflection_needs_a_credential(self, tokens: AuthSettings) -> None:
-        """By setting."""
-        settings = GrpcSettings(reflection=ReflectionMode.AUTHENTICATED)
-        async with running(settings, auth=tokens) as rpc:
-            assert (await refused(reflected(rpc.channel))).code() is grpc.StatusCode.UNAUTHENTICATED
-        async with running(settings, auth=tokens, token=TOKEN) as rpc:
-            assert SERVICE in await reflected(rpc.channel)
-
-    async def test_reflection_can_be_off(self) -> None:
-        """By setting."""
-        async with running(GrpcSettings(reflection=ReflectionMode.OFF)) as rpc:
-            assert (await refused(reflected(rpc.channel))).code() is grpc.StatusCode.UNIMPLEMENTED
-
-    async def test_a_port_in_use_is_a_wrong_setting(self) -> None:
-        """Instead of two processes sharing its calls at random."""
-        async with running() as rpc:
-            settings = GrpcSettings(port=rpc.server.port)
-            second = build_server(settings, auth=AuthSettings(), servicers=[], registry=CollectorRegistry())
-            with pytest.raises(SettingsError, match="cannot listen"):
-                await second.__aenter__()
-
-
-async def reflected(channel: grpc.aio.Channel) -> set[str]:
-    """The services that reflection lists."""
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
-    requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-    return {
-        one.name
-        async for answer in stub.ServerReflectionInfo(requests)
-        for one in answer.list_services_response.service
-    }

@@ -7,7 +7,7 @@ from tests.simulation.defects import DEFECTS
 from tests.simulation.shrink import shrunk
 from tests.simulation.world import draw, simulate
 
-QUICK = (0, 3, 5, 53, 9, 20, 17, 27, 36)
+QUICK = (3, 9, 31, 53, 32, 43)
 """These showed all of them once, so they are tried first; nothing depends on it but the time it takes."""
 SEEDS = (*QUICK, *(seed for seed in range(200) if seed not in QUICK))
 

@@ -76,7 +76,7 @@ def nats_server_url() -> Iterator[str]:
 def fresh_database(server_url: str) -> Iterator[str]:
     """A new database, dropped at the end."""
     url = urlsplit(server_url)._replace(path=f"/test_{new_id().hex}").geturl()
-    create_database(url)
+    create_database(url, strategy="file_copy")
     try:
         yield url
     finally:

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,11 +15,8 @@ from carillon.scheduler.v1 import timer_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import CollectorRegistry
-from pydantic import SecretStr
 from sqlalchemy import MetaData
 
-import services.intake
-from libs import migrations
 from libs.jetstream import Bus
 from libs.links.frames import Addressed
 from libs.links.receiver import Applied, IncomingFrame, Receiver
@@ -30,16 +26,16 @@ from libs.postgres import Database, Transaction
 from libs.rpc import RpcServer, build_server
 from libs.rpc_client import connect
 from libs.service import Runtime
-from libs.settings import AuthSettings, GrpcSettings, LinkSettings, PostgresSettings
+from libs.settings import AuthSettings, GrpcSettings, LinkSettings
 from libs.wire import to_timestamp
 from services.intake.app import build
 from services.intake.settings import IntakeSettings
 from tests.support.clock import ManualClock
 from tests.support.fixtures import OpenBus, OpenDatabase
+from tests.support.schemas import create_tables
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 TENANT = "default"
-MIGRATIONS = Path(services.intake.__file__).parent / "migrations"
 TABLES = ("request", "response", "idempotency", "item_providers", "outbox")
 LINKS = LinkSettings(sweep_interval=timedelta(seconds=0.1), republish_after=timedelta(seconds=1))
 
@@ -178,8 +174,8 @@ async def intake_world(
 
 
 def migrate(url: str) -> None:
-    """Bring the schema `intake` to the newest revision."""
-    migrations.upgrade(PostgresSettings(url=SecretStr(url)), "intake", MIGRATIONS)
+    """Bring the schema `intake` up."""
+    create_tables(url, "intake")
 
 
 async def _peer(name: str, open_database: OpenDatabase, bus: Bus) -> Peer:

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
@@ -13,11 +12,8 @@ from uuid import UUID
 from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import scheduler_pb2_grpc, timer_pb2
 from prometheus_client import CollectorRegistry
-from pydantic import SecretStr
 from sqlalchemy import MetaData
 
-import services.scheduler
-from libs import migrations
 from libs.ids import new_id
 from libs.jetstream import Bus
 from libs.links.frames import Addressed
@@ -28,13 +24,14 @@ from libs.postgres import Database, Transaction
 from libs.rpc import build_server
 from libs.rpc_client import connect
 from libs.service import Runtime, Service
-from libs.settings import AuthSettings, GrpcSettings, LinkSettings, PostgresSettings
+from libs.settings import AuthSettings, GrpcSettings, LinkSettings
 from libs.sharding import shard_of
 from libs.wire import to_timestamp
 from services.scheduler.app import RECEIVERS, build
 from services.scheduler.settings import SchedulerSettings
 from tests.support.clock import ManualClock
 from tests.support.fixtures import OpenBus, OpenDatabase
+from tests.support.schemas import create_tables
 
 START = datetime(2013, 7, 1, 12, tzinfo=UTC)
 SHARDS = 16  # So many that no replica goes without, whatever the names of its rivals.
@@ -135,13 +132,8 @@ class SchedulerWorld:
         self.db: Database
 
     async def start_peer(self) -> None:
-        """Migrate, and start the peer (it is both intake and digest)."""
-        await asyncio.to_thread(
-            migrations.upgrade,
-            PostgresSettings(url=SecretStr(self._url)),
-            "scheduler",
-            Path(services.scheduler.__file__).parent / "migrations",
-        )
+        """Create the tables, and start the peer (it is both intake and digest)."""
+        await asyncio.to_thread(create_tables, self._url, "scheduler")
         self.db = await self._open_database("scheduler", self._url)
         db = await self._open_database("digest", self._url)
         links = MetaData()

@@ -1,8 +1,7 @@
-"""Stand-ins for services, to test the local stack without them: `migrate`, `serve`, /readyz, and nothing else."""
+"""Stand-ins for services, to test the local stack without them: a migration, a process, /readyz, and nothing else."""
 
 import os
 import signal
-import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import FrameType
 
@@ -11,12 +10,8 @@ import psycopg
 
 def main(name: str) -> None:
     """What `python -m` runs."""
-    if sys.argv[1:] == ["migrate"]:
-        with psycopg.connect(os.environ["CARILLON_POSTGRES_URL"]) as connection:
-            connection.execute(f"CREATE TABLE {name} (id int)")
-        return
     with psycopg.connect(os.environ["CARILLON_POSTGRES_URL"]) as connection:
-        connection.execute(f"SELECT * FROM {name}")
+        connection.execute(f"SELECT * FROM {name}.{name}")
     signal.signal(signal.SIGTERM, _end)
     server = HTTPServer((os.environ["CARILLON_HTTP_HOST"], int(os.environ["CARILLON_HTTP_PORT"])), _Ready)
     print(f"{name} is up as {os.getpid()}.", flush=True)
