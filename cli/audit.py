@@ -19,6 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from cli.connection import refusal_text
+from cli.output import new_console
 from cli.session import SERVICES, Exit, Session, command, stop_for_want_of
 
 _LEDGER_TIMEOUT_S: Final = 600.0
@@ -231,7 +232,7 @@ class _Step:
 
 
 def _show(report: Report) -> None:
-    console = Console()
+    console = new_console()
     if report.ledger is not None:
         console.print(_items_table(report.ledger))
     console.print(_links_table(report))

@@ -10,7 +10,6 @@ import typer
 from carillon.digest.v1 import digest_pb2 as pb
 from carillon.digest.v1 import digest_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from cli.catalog_changes import Change, Kind, changes
 from cli.catalog_sources import SourceError, declarations_in
 from cli.connection import refusal_text
 from cli.notification_types import Declaration, schema_text
+from cli.output import new_console
 from cli.session import Exit, Session, command, stop
 
 _PAGE = 20
@@ -150,7 +150,7 @@ def _show(found: Sequence[Change]) -> None:
         for number, (name, stored, declared) in enumerate(rows):
             heading = (change.declaration.id, change.kind.value) if number == 0 else ("", "")
             table.add_row(*heading, escape(name), escape(stored or "–"), escape(declared or "–"))
-    console = Console()
+    console = new_console()
     if table.row_count:
         console.print(table)
     same = sum(change.kind is Kind.SAME for change in found)

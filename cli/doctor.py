@@ -24,12 +24,11 @@ from carillon.scheduler.v1 import scheduler_pb2
 from carillon.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from cli.connection import refusal_text
-from cli.output import show_json
+from cli.output import new_console, show_json
 from cli.session import SERVICES, Exit, Session, command
 from libs.settings_base import format_duration
 from libs.wire import from_duration, from_timestamp
@@ -304,6 +303,6 @@ def _show(findings: Sequence[Finding]) -> None:
     for one in findings:
         advice = f"\n→ {escape(one.advice)}" if one.advice else ""
         table.add_row(one.service, one.check, marks[one.verdict], escape(one.text) + advice)
-    Console().print(table)
+    new_console().print(table)
     wrong = sum(one.verdict is Verdict.BAD for one in findings)
     typer.echo("Nothing is wrong." if not wrong else f"{wrong} wrong.")

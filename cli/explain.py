@@ -17,12 +17,11 @@ from carillon.dispatcher.v1 import dispatcher_pb2, dispatcher_pb2_grpc
 from carillon.explain.v1 import explain_pb2
 from carillon.intake.v1 import intake_pb2, intake_pb2_grpc
 from carillon.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from cli.connection import refusal_text
-from cli.output import as_json, moment, show_json
+from cli.output import as_json, moment, new_console, show_json
 from cli.session import SERVICES, Exit, Session, command
 
 _STUBS: Final[dict[str, tuple[Any, Any]]] = {
@@ -142,7 +141,7 @@ def _rank(service: str) -> int:
 
 
 def _show(one_id: str, story: Told, not_asked: list[str]) -> None:
-    console = Console()
+    console = new_console()
     if story.entries:
         table = Table(title=one_id, title_justify="left", box=None, pad_edge=False)
         table.add_column("when", no_wrap=True)

@@ -1,6 +1,8 @@
 """What people and programs see: tables, times and durations in one way; messages as proto JSON."""
 
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ from libs.wire import from_duration, from_timestamp
 NONE: Final = "–"
 # A table is laid out as a whole; of a longer list people get several, programs a line per item all along.
 _ROWS_AT_ONCE: Final = 200
+_WIDER_THAN_ALL: Final = 1_000_000
 
 
 def as_json(message: Message) -> dict[str, Any]:
@@ -58,6 +61,12 @@ async def show_list(
         typer.echo(nothing)
 
 
+def new_console() -> Console:
+    """Where tables go. They fit the terminal; without one nothing is cut or wrapped, unless COLUMNS says where."""
+    is_bounded = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Console(width=None if is_bounded else _WIDER_THAN_ALL)
+
+
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
     """Cells are text, not markup."""
     table = Table(title=title, title_justify="left")
@@ -66,7 +75,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
         table.add_column(name, overflow="fold")
     for cells in rows:
         table.add_row(*(escape(cell) for cell in cells))
-    Console().print(table)
+    new_console().print(table)
 
 
 def show_pairs(pairs: Sequence[tuple[str, str]]) -> None:

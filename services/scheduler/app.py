@@ -46,7 +46,7 @@ async def build(runtime: Runtime, settings: Settings) -> Service:
     asker = Asker(settings=own)
     engine = Engine(
         db=runtime.db,
-        store=TurnStore(),
+        store=TurnStore(replica=runtime.replica),
         codec=_Codec(),
         settlement=settlement,
         sender=runtime.sender,

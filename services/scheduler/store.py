@@ -1,8 +1,9 @@
 """What a turn of the shards reads and writes, in the turn's one transaction.
 
 `fence` comes first in every transaction (INV-3): it locks the rows of the shards, in order, and says which of them are
-still ours. From then until the commit nobody can raise their epochs; a former owner that wakes up finds another epoch
-and changes nothing. The lock also makes a takeover wait for an owner's transaction that is already committing.
+still ours. From then until the commit nobody can raise their epochs; a former owner that wakes up finds another epoch,
+or another holder, and changes nothing. The lock also makes a takeover wait for an owner's transaction that is already
+committing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,10 +77,12 @@ _ASSIGNMENTS = ", ".join(f"{column} = new.{column}" for column in _CHANGEABLE[1:
 
 
 class TurnStore:
-    """The statements of a turn. Timelines never change once stored, so versions seen are kept."""
+    """The statements of one replica's turns. Timelines never change once stored, so versions seen are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, replica: str) -> None:
+        self._replica = replica
         self._timelines: dict[tuple[str, str, int], Timeline] = {}
+        self._server: datetime | None = None
         self._servers: dict[int, tuple[int, datetime]] = {}
 
     async def fence(self, tx: Transaction, epochs: Mapping[int, int], *, longest_pause: timedelta) -> set[int]:
@@ -91,28 +94,33 @@ class TurnStore:
 
         A shard that was ours on a server that has been started anew since, or on another one, is not any more: after a
         failover to a replica that lagged, the shard's memory would be ahead of its rows, and what it remembers to have
-        fired would never fire again. It is taken anew, and read from what there is.
+        fired would never fire again. It is taken anew, and read from what there is. Where the failover has lost a
+        takeover as well, its epoch comes again: in another's hands the holder tells, in ours the server does, and costs
+        one takeover more.
         """
         cursor = await tx.raw.execute(
             "SELECT shard, epoch, pg_postmaster_start_time(),"
             " set_config('idle_in_transaction_session_timeout', %s, true),"
             " set_config('statement_timeout', %s, true) FROM shard"
-            " JOIN unnest(%s::int[], %s::bigint[]) AS ours (shard, epoch) USING (shard, epoch)"
+            " JOIN unnest(%s::int[], %s::bigint[]) AS ours (shard, epoch) USING (shard, epoch) WHERE holder = %s"
             " ORDER BY shard FOR NO KEY UPDATE OF shard",
             (
                 f"{longest_pause // _MILLISECOND}ms",
                 f"{max(2 * longest_pause, _LONGEST_STATEMENT) // _MILLISECOND}ms",
                 list(epochs),
                 list(epochs.values()),
+                self._replica,
             ),
         )
         return {row[0] for row in await cursor.fetchall() if self._is_same_server(*row[:3])}
 
     def _is_same_server(self, shard: int, epoch: int, started_at: datetime) -> bool:
         """Whether the shard's transactions in this epoch were all on the server that was started then."""
+        if started_at != self._server:
+            self._timelines.clear()  # A version of the same number may be another one there.
+            self._server = started_at
         known_epoch, known_started_at = self._servers.get(shard, (epoch, started_at))
         if known_epoch == epoch and known_started_at != started_at:
-            self._timelines.clear()  # A version of the same number may be another one there.
             return False
         self._servers[shard] = epoch, started_at
         return True

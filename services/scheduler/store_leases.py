@@ -40,7 +40,7 @@ _NEWEST_TOMBSTONES = """
 _RELEASE = """
     UPDATE shard SET holder = NULL, lease_until = clock_timestamp()
     FROM (SELECT shard, set_config('idle_in_transaction_session_timeout', %s, true)
-        FROM shard JOIN unnest(%s::int[], %s::bigint[]) AS ours (shard, epoch) USING (shard, epoch)
+        FROM shard JOIN unnest(%s::int[], %s::bigint[]) AS ours (shard, epoch) USING (shard, epoch) WHERE holder = %s
         ORDER BY shard FOR NO KEY UPDATE OF shard) AS ours
     WHERE shard.shard = ours.shard"""
 
@@ -75,7 +75,10 @@ class Situation:
 
 
 class LeaseStore:
-    """Leases and members of one replica."""
+    """Leases and members of one replica, whose name no other process ever has.
+
+    A shard is ours in an epoch *and* by name: a failover that lost a takeover gives the epoch to another.
+    """
 
     def __init__(self, db: Database, *, replica: str, ttl: timedelta) -> None:
         self._db = db
@@ -117,10 +120,10 @@ class LeaseStore:
             )
             cursor = await tx.raw.execute(
                 "UPDATE shard SET lease_until = clock_timestamp() + %s FROM (SELECT shard FROM shard"
-                " JOIN unnest(%s::int[], %s::bigint[]) AS ours (shard, epoch) USING (shard, epoch)"
+                " JOIN unnest(%s::int[], %s::bigint[]) AS ours (shard, epoch) USING (shard, epoch) WHERE holder = %s"
                 " ORDER BY shard FOR NO KEY UPDATE OF shard) AS ours WHERE shard.shard = ours.shard"
                 " RETURNING shard.shard",
-                (self._ttl, list(held), list(held.values())),
+                (self._ttl, list(held), list(held.values()), self._replica),
             )
             return frozenset(row[0] for row in await cursor.fetchall())
 
@@ -149,7 +152,7 @@ class LeaseStore:
     async def release(self, held: Mapping[int, int]) -> None:
         """Give shards back, so that others can take them at once."""
         async with self._db.transaction() as tx:
-            await tx.raw.execute(_RELEASE, (self._patience, list(held), list(held.values())))
+            await tx.raw.execute(_RELEASE, (self._patience, list(held), list(held.values()), self._replica))
 
     async def resign(self) -> None:
         """End our membership: what we hold falls to others, once it is released."""

@@ -30,11 +30,15 @@ TTL = timedelta(seconds=2)
 
 @dataclass(kw_only=True)
 class Rig:
-    """`stream` and `subject` are a work queue's; `leases` makes the lease store of a replica."""
+    """`stream` and `subject` are a work queue's; `leases` makes the lease store of a replica, `turns` is replica a's.
+
+    `lose_takeovers` does what an asynchronous failover may: it sets all shards back to before anybody took them.
+    """
 
     db: Any
     turns: Any
     leases: Callable[[str], Any]
+    lose_takeovers: Callable[[], Awaitable[None]]
     bus: Any
     stream: str
     subject: str
@@ -48,19 +52,24 @@ def on_fakes(scenario: Scenario) -> None:
     loop = VirtualLoop()  # type: ignore[abstract] # See tests.simulation.world.
     process = Process("a")
     server = Postgres(loop, Random(1), datetime.now(UTC))
-    for number in range(SHARDS):
-        server.rows("shard")[number] = ShardRow()
+
+    async def lose_takeovers() -> None:
+        for number in range(SHARDS):
+            server.rows("shard")[number] = ShardRow()
+
     db = Database(server, Line(loop, process, Random(2)), "scheduler")
     rig = Rig(
         db=db,
-        turns=FakeTurnStore(),
+        turns=FakeTurnStore(replica="a"),
         leases=lambda replica: FakeLeaseStore(db, replica=replica, ttl=TTL),
+        lose_takeovers=lose_takeovers,
         bus=Bus(Broker(loop, Random(3)), Line(loop, process, Random(4)), process),
         stream="CARILLON_SCHEDULER",
         subject="carillon.link.scheduler.0",
     )
 
     async def run() -> None:
+        await lose_takeovers()
         await asyncio.wait_for(loop.spawn(process, scenario(rig)), 60)  # type: ignore[arg-type]
 
     with links.installed():
@@ -77,11 +86,17 @@ async def on_servers(scenario: Scenario, url: str, open_database: OpenDatabase, 
     db, bus = await open_database("scheduler", url), await open_bus()
     await LeaseStore(db, replica="a", ttl=TTL).ensure_shards(SHARDS)
     name = f"contract_{new_id().hex}"
+
+    async def lose_takeovers() -> None:
+        async with db.transaction() as tx:
+            await tx.raw.execute("UPDATE shard SET holder = NULL, epoch = 0, lease_until = NULL")
+
     await scenario(
         Rig(
             db=db,
-            turns=TurnStore(),
+            turns=TurnStore(replica="a"),
             leases=lambda replica: LeaseStore(db, replica=replica, ttl=TTL),
+            lose_takeovers=lose_takeovers,
             bus=bus,
             stream=name,
             subject=f"{name}.0",

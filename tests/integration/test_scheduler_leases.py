@@ -16,8 +16,10 @@ from libs.postgres import Database, Transaction
 from libs.wire import from_timestamp
 from local.servers import PostgresServer
 from services.scheduler import metrics
+from services.scheduler.needs import Needs
 from services.scheduler.store import TurnStore
 from services.scheduler.store_leases import LeaseStore
+from services.scheduler.store_queries import QueryStore
 from tests.support.fixtures import OpenBus, OpenDatabase
 from tests.support.scheduler_process import SchedulerProcess
 from tests.support.scheduler_world import SHARDS, START, SchedulerWorld, scheduler_world
@@ -92,19 +94,21 @@ async def test_inv3_the_fence_holds_until_the_transaction_ends(world: SchedulerW
     """While a turn is open nobody takes its shard, however old the lease; the others are taken all the same."""
     store = LeaseStore(world.db, replica="b", ttl=SECOND)
     await store.ensure_shards(SHARDS)
+    await store.take([1])
     async with world.db.transaction() as tx:
-        held = await TurnStore().fence(tx, {1: 0, 2: 7}, longest_pause=SECOND)
+        held = await TurnStore(replica="b").fence(tx, {1: 1, 2: 7}, longest_pause=SECOND)
         assert held == {1}
         assert {grant.shard for grant in await store.take(range(SHARDS))} == set(range(SHARDS)) - {1}
     assert {grant.shard for grant in await store.take([1])} == {1}
 
 
+@pytest.mark.parametrize("is_takeover_lost", [False, True])
 async def test_a_shard_is_taken_anew_on_a_server_that_was_started_since(
-    private_postgres: PostgresServer, open_database: OpenDatabase, open_bus: OpenBus
+    private_postgres: PostgresServer, open_database: OpenDatabase, open_bus: OpenBus, is_takeover_lost: bool
 ) -> None:
     """It may be a replica that lagged, without what the shard remembers; the next epoch begins with what there is."""
     async with scheduler_world(private_postgres.url, open_database, open_bus) as world:
-        leases, turns = LeaseStore(world.db, replica="a", ttl=MINUTE), TurnStore()
+        leases, turns = LeaseStore(world.db, replica="a", ttl=MINUTE), TurnStore(replica="a")
         await leases.ensure_shards(SHARDS)
 
         async def held(epoch: int) -> set[int]:
@@ -115,8 +119,37 @@ async def test_a_shard_is_taken_anew_on_a_server_that_was_started_since(
         assert await held(grant.epoch) == {1}
         await asyncio.to_thread(private_postgres.restart)
         assert await held(grant.epoch) == set()
+        if is_takeover_lost:
+            async with world.db.transaction() as tx:
+                await tx.raw.execute("UPDATE shard SET holder = NULL, epoch = epoch - 1 WHERE shard = 1")
+            [again] = await leases.take([1])
+            assert again.epoch == grant.epoch
+            assert await held(again.epoch) == set()  # It has had turns under that number on the other server.
         [grant] = await leases.take([1])
         assert await held(grant.epoch) == {1}
+
+
+async def test_a_timeline_seen_on_another_server_is_read_again(
+    private_postgres: PostgresServer, open_database: OpenDatabase, open_bus: OpenBus
+) -> None:
+    """The version of that number may be another one here, also for a shard that has had no turn there."""
+    async with scheduler_world(private_postgres.url, open_database, open_bus) as world:
+        leases, turns = LeaseStore(world.db, replica="a", ttl=MINUTE), TurnStore(replica="a")
+        await leases.ensure_shards(SHARDS)
+        await QueryStore(world.db).put_timeline("acme", "welcome", "there", (), START)
+
+        async def description(shard: int) -> str:
+            [grant] = await leases.take([shard])
+            async with world.db.transaction() as tx:
+                assert await turns.fence(tx, {shard: grant.epoch}, longest_pause=SECOND) == {shard}
+                known = await turns.load(tx, Needs(timelines={("acme", "welcome", 1)}))
+            return known.timelines["acme", "welcome", 1].description
+
+        assert await description(1) == "there"
+        await asyncio.to_thread(private_postgres.restart)
+        async with world.db.transaction() as tx:
+            await tx.raw.execute("UPDATE timeline SET description = 'here'")
+        assert await description(2) == "here"
 
 
 class _StopsBeforeItCommits:
@@ -155,7 +188,7 @@ async def test_inv3_a_process_that_stops_in_a_transaction_does_not_keep_its_shar
                 await stopped.release(held)
             case _:
                 async with db.transaction() as tx:
-                    await TurnStore().fence(tx, held, longest_pause=SECOND)
+                    await TurnStore(replica="a").fence(tx, held, longest_pause=SECOND)
 
     stopping = asyncio.create_task(stop())
     await db.has_stopped.wait()

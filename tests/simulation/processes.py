@@ -177,7 +177,7 @@ class Replica(Machine):
         )
         self.engine = Engine(
             db=db,
-            store=cast(Any, FakeTurnStore()),
+            store=cast(Any, FakeTurnStore(replica=name)),
             codec=_Codec(),
             settlement=self.settlement,
             sender=self.sender,

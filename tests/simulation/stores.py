@@ -31,6 +31,10 @@ class ShardRow:
     lease_until: datetime | None = None
     watermark: Mark = BEGINNING
 
+    def is_held(self, replica: str, epoch: int) -> bool:
+        """Whether it is this replica's in this epoch; another's may have the same number after a failover."""
+        return self.holder == replica and self.epoch == epoch
+
 
 def waits(timer: Timer, watermark: Mark) -> bool:
     """Whether it may still do something."""
@@ -41,6 +45,9 @@ def waits(timer: Timer, watermark: Mark) -> bool:
 class FakeTurnStore:
     """Stands for services.scheduler.store.TurnStore."""
 
+    def __init__(self, *, replica: str) -> None:
+        self._replica = replica
+
     async def fence(self, tx: Tx, epochs: Mapping[int, int], *, longest_pause: timedelta) -> set[int]:
         """Lock the shards that are ours in these epochs."""
 
@@ -48,10 +55,10 @@ class FakeTurnStore:
             session.idle_timeout = longest_pause
             held = set()
             for number, epoch in sorted(epochs.items()):
-                if session.get("shard", number).epoch != epoch:
+                if not session.get("shard", number).is_held(self._replica, epoch):
                     continue
                 yield "shard", number
-                if session.get("shard", number).epoch == epoch:  # It may have changed while we waited.
+                if session.get("shard", number).is_held(self._replica, epoch):  # It may have changed while we waited.
                     held.add(number)
             return held
 
@@ -201,10 +208,10 @@ class FakeLeaseStore:
             yield from session.put("member", self._replica, session.now + self._ttl)
             renewed = set()
             for number, epoch in sorted(held.items()):
-                if session.get("shard", number).epoch != epoch:
+                if not session.get("shard", number).is_held(self._replica, epoch):
                     continue
                 yield "shard", number
-                if (row := session.get("shard", number)).epoch == epoch:
+                if (row := session.get("shard", number)).is_held(self._replica, epoch):
                     yield from session.put("shard", number, replace(row, lease_until=session.now + self._ttl))
                     renewed.add(number)
             return frozenset(renewed)
@@ -250,7 +257,7 @@ class FakeLeaseStore:
             session.idle_timeout = self._ttl
             for number, epoch in sorted(held.items()):
                 yield "shard", number
-                if (row := session.get("shard", number)).epoch == epoch:
+                if (row := session.get("shard", number)).is_held(self._replica, epoch):
                     yield from session.put("shard", number, replace(row, holder=None, lease_until=session.now))
 
         async with self._db.transaction() as tx:
