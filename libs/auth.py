@@ -12,6 +12,7 @@ that a mix-up shows instead of landing in the wrong tenant.
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Protocol
 
 from libs.errors import FieldViolation, InvalidArgument, PermissionDenied, SettingsError, Unauthenticated
@@ -54,7 +55,12 @@ class NoAuthenticator:
     async def authenticate(self, metadata: Metadata) -> Principal:
         """The tenant that the caller names, or the default."""
         tenant = _tenant_named(metadata) or self._default_tenant
-        return Principal(tenant=tenant, subject="anybody", roles=ROLES)
+        return _anybody(tenant)
+
+
+@lru_cache(1_024)
+def _anybody(tenant: str) -> Principal:
+    return Principal(tenant=tenant, subject="anybody", roles=ROLES)
 
 
 class BearerAuthenticator:

@@ -12,11 +12,11 @@ from __future__ import annotations  # gRPC's classes are generic in its stubs on
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -32,13 +32,13 @@ from libs.errors import (
     Unavailable,
     Unimplemented,
 )
-from libs.rpc_context import Call, Deadline, Principal, enter_call
+from libs.rpc_context import Call, Deadline, enter_call
 from libs.rpc_errors import InternalError, code_of, status_of
-from libs.rpc_metrics import RpcMetrics
+from libs.rpc_metrics import MethodMetrics, RpcMetrics
 from libs.settings import GrpcSettings
 from libs.telemetry.exemplars import exemplar_of
 from libs.telemetry.logs import get_logger
-from libs.telemetry.traces import note_status, server_span
+from libs.telemetry.traces import is_on, note_status, server_span
 
 _log = get_logger(__name__)
 
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Decode = Callable[[bytes], Any]
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+_CLOCKS_DIFFER_S = 0.05
+"""The caller may notice so much before us that its deadline has passed."""
 _MALFORMED = "The request is not a valid protobuf message of this method"
 
 
@@ -67,13 +69,28 @@ class Method:
         return f"{self.service}/{self.name}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """How long calls may take: those whose caller sets no deadline, and all others."""
+
+    default_s: float
+    longest_s: float
+
+    @classmethod
+    def of(cls, default: timedelta, longest: timedelta) -> Self:
+        return cls(default.total_seconds(), longest.total_seconds())
+
+
 class Calls:
     """Wraps handlers, and holds what all calls of a server share."""
 
     def __init__(self, settings: GrpcSettings, *, authenticator: Authenticator, metrics: RpcMetrics) -> None:
-        self._settings = settings
+        self._max_in_flight = settings.max_concurrent_rpcs
+        self._unary = _Limits.of(settings.default_deadline, settings.max_deadline)
+        self._stream = _Limits.of(settings.max_stream_duration, settings.max_stream_duration)
         self._authenticator = authenticator
         self._metrics = metrics
+        self._is_traced = is_on()
         self._in_flight = 0
         self._is_draining = False
         self._has_ended = asyncio.Event()
@@ -103,12 +120,16 @@ class Calls:
     def wrap(self, method: Method, handler: Handler) -> Handler:
         """The same RPC, with everything that happens around it. Open methods need no credential and have no limits."""
         behavior, decode = _behavior_of(handler), handler.request_deserializer or _as_it_is
+        metrics = self._metrics.of(method.service, method.name)
 
         async def answer_one(request: Any, context: Context) -> Any:
-            return await self._run(method, context, lambda: _one(behavior(_decoded(request, decode), context)))
+            return await self._run(method, metrics, context, lambda: behavior(_decoded(request, decode), context))
 
         async def answer_many(request: Any, context: Context) -> None:
-            await self._run(method, context, lambda: _many(behavior(_decoded(request, decode), context), context))
+            def work() -> Awaitable[None]:
+                return _many(behavior(_decoded(request, decode), context), context)
+
+            await self._run(method, metrics, context, work)
 
         make: Callable[..., Handler] = {
             (False, False): grpc.unary_unary_rpc_method_handler,
@@ -119,19 +140,23 @@ class Calls:
         wrapped = answer_many if handler.response_streaming else answer_one
         return make(wrapped, request_deserializer=None, response_serializer=handler.response_serializer)
 
-    async def _run(self, method: Method, context: Context, work: Callable[[], Awaitable[T]]) -> T:
+    async def _run(
+        self, method: Method, metrics: MethodMetrics, context: Context, work: Callable[[], Awaitable[T]]
+    ) -> T:
         """One call from arrival to status: the outermost frame of every handler."""
         started, code = time.perf_counter(), grpc.StatusCode.UNKNOWN
         span: Span = INVALID_SPAN
-        self._metrics.started(method.service, method.name)
+        metrics.started()
         try:
-            with server_span(method.service, method.name, _carrier(context)) as span:
+            metadata: Metadata = context.invocation_metadata() or ()  # Made anew each time it is asked for.
+            carrier, is_traced = _carrier(metadata), self._is_traced
+            with server_span(method.service, method.name, carrier, is_traced=is_traced) as span:
                 try:
-                    result = await self._answer(method, context, work, span)
+                    result = await self._answer(method, context, metadata, work, span)
                     code = _code_set(context)
                     return result
                 except asyncio.CancelledError:
-                    code = grpc.StatusCode.CANCELLED
+                    code = _code_of_cancellation(context)
                     raise
                 except grpc.aio.AbortError:
                     code = _code_set(context)
@@ -143,48 +168,46 @@ class Calls:
                     note_status(span, code)
             await context.abort_with_status(status_of(error))
         finally:
-            seconds = time.perf_counter() - started
-            self._metrics.ended(method.service, method.name, code=code, seconds=seconds, exemplar=exemplar_of(span))
+            metrics.ended(code, time.perf_counter() - started, exemplar_of(span))
 
-    async def _answer(self, method: Method, context: Context, work: Callable[[], Awaitable[T]], span: Span) -> T:
+    async def _answer(
+        self, method: Method, context: Context, metadata: Metadata, work: Callable[[], Awaitable[T]], span: Span
+    ) -> T:
         if method.is_open:
             return await work()
-        deadline = self._deadline(method, context)
-        with self._slot():
+        given_s: float | None = context.time_remaining()  # None without a deadline, whatever the stubs say.
+        limits = self._stream if method.is_stream else self._unary
+        seconds = limits.default_s if given_s is None else min(given_s, limits.longest_s)
+        deadline = Deadline(asyncio.get_running_loop().time() + seconds)
+        self._enter()
+        try:
+            if seconds == given_s:  # gRPC itself keeps it, and cancels us: a timer of ours would cost 15 µs.
+                return await self._admit(metadata, deadline, work, span)
             timeout = deadline.timeout()
             try:
                 async with timeout:
-                    principal = await self._principal(context)
-                    span.set_attribute("carillon.tenant", principal.tenant)
-                    enter_call(Call(principal=principal, deadline=deadline))
-                    return await work()
+                    return await self._admit(metadata, deadline, work, span)
             except TimeoutError:
                 if not timeout.expired():
                     raise
                 raise DeadlineExceeded(metadata={"method": method.path}) from None
+        finally:
+            self._in_flight -= 1
+            self._has_ended.set()
 
-    async def _principal(self, context: Context) -> Principal:
-        metadata: Metadata = context.invocation_metadata() or ()
+    async def _admit(self, metadata: Metadata, deadline: Deadline, work: Callable[[], Awaitable[T]], span: Span) -> T:
         _check_metadata(metadata)
-        return await self._authenticator.authenticate(metadata)
+        principal = await self._authenticator.authenticate(metadata)
+        span.set_attribute("carillon.tenant", principal.tenant)
+        enter_call(Call(principal=principal, deadline=deadline))
+        return await work()
 
-    def _deadline(self, method: Method, context: Context) -> Deadline:
-        settings = self._settings
-        longest = settings.max_stream_duration if method.is_stream else settings.max_deadline
-        default = settings.max_stream_duration if method.is_stream else settings.default_deadline
-        given: float | None = context.time_remaining()  # None without a deadline, whatever the stubs say.
-        if given is None or given > longest.total_seconds():
-            return Deadline.after(default if given is None else longest)
-        return Deadline.after(timedelta(seconds=given))
-
-    @contextmanager
-    def _slot(self) -> Iterator[None]:
-        """One of the calls that a server answers at once; ResourceExhausted when none is free (INV-9)."""
+    def _enter(self) -> None:
+        """Count one of the calls that a server answers at once; ResourceExhausted when none is free (INV-9)."""
         if self._is_draining:
             self._has_refused.set()
             raise Unavailable("This process is stopping and has done nothing; call again.", reason="STOPPING")
-        limit = self._settings.max_concurrent_rpcs
-        if self._in_flight >= limit:
+        if self._in_flight >= (limit := self._max_in_flight):
             raise ResourceExhausted(
                 f"This process is answering {limit} calls, as many as it may at once.",
                 retry_after=timedelta(seconds=1),
@@ -192,20 +215,11 @@ class Calls:
                 metadata={"limit": str(limit)},
             )
         self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            self._has_ended.set()
 
 
 def _behavior_of(handler: Handler) -> Callable[[Any, Context], Any]:
     behavior: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     return cast("Callable[[Any, Context], Any]", behavior)
-
-
-async def _one(result: Awaitable[T]) -> T:
-    return await result
 
 
 async def _many(results: Any, context: Context) -> None:
@@ -251,9 +265,8 @@ def _check_metadata(metadata: Metadata) -> None:
         raise InvalidArgument(wrong, reason="MALFORMED_METADATA")
 
 
-def _carrier(context: Context) -> dict[str, str]:
+def _carrier(metadata: Metadata) -> dict[str, str]:
     """The metadata that trace propagation reads."""
-    metadata: Iterable[tuple[str, str | bytes]] = context.invocation_metadata() or ()
     return {key: value for key, value in metadata if isinstance(value, str) and key in ("traceparent", "tracestate")}
 
 
@@ -261,6 +274,13 @@ def _code_set(context: Context) -> grpc.StatusCode:
     """What the handler set itself, as health does; OK when it set nothing. gRPC gives a number or a StatusCode."""
     code: Any = context.code()
     return code if isinstance(code, grpc.StatusCode) else _CODES.get(code, grpc.StatusCode.OK)
+
+
+def _code_of_cancellation(context: Context) -> grpc.StatusCode:
+    """Why gRPC cancels a handler: its caller's deadline, which both sides keep, or the caller or a drain before it."""
+    left_s: float | None = context.time_remaining()
+    is_overdue = left_s is not None and left_s < _CLOCKS_DIFFER_S
+    return grpc.StatusCode.DEADLINE_EXCEEDED if is_overdue else grpc.StatusCode.CANCELLED
 
 
 def _explained(failure: Exception, method: Method, context: Context) -> CarillonError:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
+from msgspec import Struct
+
 from libs.errors import PermissionDenied
 
 
@@ -25,8 +27,7 @@ class Principal:
     roles: frozenset[str] = field(default_factory=frozenset)
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(Struct, frozen=True):
     """An instant on the event loop's clock, in seconds, after which nobody waits for the answer."""
 
     at: float
@@ -45,8 +46,7 @@ class Deadline:
         return asyncio.timeout_at(self.at - margin.total_seconds())
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
+class Call(Struct, frozen=True, kw_only=True):
     """Everything about a call that is not its request."""
 
     principal: Principal | None

@@ -4,7 +4,7 @@ Labels are bounded: service and method come from the contract, never from the wi
 Not `service`: Prometheus gives its targets a label of that name where it finds them through the operator.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import grpc
@@ -45,10 +45,14 @@ class RpcMetrics:
         self._in_flight = Gauge(
             "carillon_rpc_in_flight", "Calls being answered now.", ("rpc_service", "method"), registry=registry
         )
-        # Finding a series by its labels costs more than changing it; there are few.
-        self._requests_of = cache(self._requests.labels)
-        self._duration_of = cache(self._duration.labels)
-        self._in_flight_of = cache(self._in_flight.labels)
+
+    def of(self, service: str, method: str) -> "MethodMetrics":
+        """One method's series; make them once, since finding a series by its labels costs more than changing it."""
+        return MethodMetrics(
+            requests=cache(lambda code: self._requests.labels(service, method, code.name)),
+            duration=self._duration.labels(service, method),
+            in_flight=self._in_flight.labels(service, method),
+        )
 
     def know(self, service: str, methods: Iterable[str]) -> None:
         """Start every series of these methods at 0."""
@@ -58,14 +62,25 @@ class RpcMetrics:
             for code in _ALWAYS_THERE:
                 self._requests.labels(service, method, code.name)
 
-    def started(self, service: str, method: str) -> None:
-        """A call has arrived."""
-        self._in_flight_of(service, method).inc()
 
-    def ended(
-        self, service: str, method: str, *, code: grpc.StatusCode, seconds: float, exemplar: Exemplar | None = None
+class MethodMetrics:
+    """The series of one method. The calls in flight are a number of our own, read when somebody asks /metrics."""
+
+    def __init__(
+        self, *, requests: Callable[[grpc.StatusCode], Counter], duration: Histogram, in_flight: Gauge
     ) -> None:
+        self._requests = requests
+        self._ok = requests(grpc.StatusCode.OK)
+        self._duration = duration
+        self._calls = 0
+        in_flight.set_function(lambda: self._calls)
+
+    def started(self) -> None:
+        """A call has arrived."""
+        self._calls += 1
+
+    def ended(self, code: grpc.StatusCode, seconds: float, exemplar: Exemplar | None = None) -> None:
         """A call that had started is over; `exemplar` leads to its trace."""
-        self._in_flight_of(service, method).dec()
-        self._requests_of(service, method, code.name).inc()
-        self._duration_of(service, method).observe(seconds, exemplar)
+        self._calls -= 1
+        (self._ok if code is grpc.StatusCode.OK else self._requests(code)).inc()
+        self._duration.observe(seconds, exemplar)

@@ -5,7 +5,7 @@ They are shown to whoever asks /metrics for `application/openmetrics-text`.
 
 import prometheus_client
 from opentelemetry import trace
-from opentelemetry.trace import Span
+from opentelemetry.trace import INVALID_SPAN, Span
 
 from libs.trace_points import Point
 
@@ -14,6 +14,8 @@ Exemplar = dict[str, str]
 
 def exemplar_of(span: Span) -> Exemplar | None:
     """The labels that lead to a span; None when it is not sampled."""
+    if span is INVALID_SPAN:
+        return None
     context = span.get_span_context()
     if not context.trace_flags.sampled:
         return None

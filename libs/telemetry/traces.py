@@ -55,7 +55,7 @@ Attributes = Mapping[str, str | int | bool]
 
 
 def is_on() -> bool:
-    """Whether spans are made in this process."""
+    """Whether spans are made in this process. Not to be asked for each call: it looks at the environment each time."""
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
@@ -232,12 +232,14 @@ def _passing_on(point: Point) -> AbstractContextManager[Span]:
 # gRPC
 
 
-def server_span(service: str, method: str, carrier: Mapping[str, str]) -> AbstractContextManager[Span]:
-    """The span of one incoming call, named as OpenTelemetry's conventions for RPC say.
+def server_span(
+    service: str, method: str, carrier: Mapping[str, str], *, is_traced: bool
+) -> AbstractContextManager[Span]:
+    """The span of one incoming call, named as OpenTelemetry's conventions for RPC say; `is_traced` is what is_on says.
 
     Where no traces are made, and the caller has none to be passed on, it costs nothing: a tenth of a short call else.
     """
-    is_unseen = service.startswith(_PROBES) or not (carrier or is_on())
+    is_unseen = service.startswith(_PROBES) or not (carrier or is_traced)
     return _NO_SPAN if is_unseen else _server_span(service, method, carrier)
 
 
@@ -253,6 +255,8 @@ def _server_span(service: str, method: str, carrier: Mapping[str, str]) -> Itera
 
 def note_status(current: Span, code: grpc.StatusCode) -> None:
     """How the call ended. It is an error where the server is at fault, as OpenTelemetry's conventions list."""
+    if current is INVALID_SPAN:
+        return
     current.set_attribute("rpc.grpc.status_code", code.value[0])
     if code in _SERVER_ERRORS:
         current.set_status(Status(StatusCode.ERROR, code.name))

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
+
+class Command(Struct, frozen=True, kw_only=True):
     """One call that writes.
 
     `key` is the caller's idempotency key, empty for a call that cannot be repeated; `fingerprint` stands for the

@@ -207,7 +207,8 @@ class Acceptance:
 
 def _count(command: Command, answer: Answer) -> None:
     metrics.items_of(command.method, "accepted").inc(answer.accepted)
-    metrics.items_of(command.method, "refused").inc(answer.refused)
+    if answer.refused:
+        metrics.items_of(command.method, "refused").inc(answer.refused)
 
 
 def outcomes_of(receipts: Mapping[UUID, link_pb2.Receipt], positions: Sequence[Position]) -> list[EntryOutcome]:

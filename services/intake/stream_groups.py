@@ -13,9 +13,10 @@ and no tenant's entries should be put aside for another's.
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
+
+from msgspec import Struct
 
 from libs.errors import Unavailable
 from libs.links.frames import Outgoing, OutgoingFrame, Position, number
@@ -69,16 +70,14 @@ class Answer(Protocol):
     def serialized(self) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class Written(Struct, frozen=True, kw_only=True):
     """A call that is durable: where its entries are, and the receipts to come for their frames."""
 
     positions: Sequence[Position]
     expected: Expected
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Member:
+class _Member(Struct, frozen=True, kw_only=True):
     command: Command
     answer: Answer
     carrier: dict[str, str]

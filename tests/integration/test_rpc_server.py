@@ -361,6 +361,7 @@ class TestLimitsAndMetrics:
             assert await health_of(rpc.channel) == health_pb2.HealthCheckResponse.SERVING
             release.set()
             assert (await first).value == "first"
+            assert (await rpc.stub.Say(StringValue(value="its place is free"))).value == "its place is free"
 
     async def test_series_of_known_methods_start_at_zero(self) -> None:
         """The first error is an increase, which alerts can see."""

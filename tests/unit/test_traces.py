@@ -141,9 +141,10 @@ class TestServerSpans:
 
     def test_probes_make_no_spans(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Kubernetes asks every few seconds."""
-        with recorded(monkeypatch) as spans, traces.server_span("grpc.health.v1.Health", "Check", {}):
+        probe = ("grpc.health.v1.Health", "Check")
+        with recorded(monkeypatch) as spans, traces.server_span(*probe, {}, is_traced=True):
             pass
-        with traces.server_span("grpc.health.v1.Health", "Check", carrier_at(CAUSE)):
+        with traces.server_span(*probe, carrier_at(CAUSE), is_traced=False):
             assert traces.here() == b""
         assert spans.get_finished_spans() == ()
 
