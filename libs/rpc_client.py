@@ -107,6 +107,8 @@ def _options(max_message_bytes: int, service_config: dict[str, object]) -> list[
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+        # A new channel tries anew: a shared pool would begin it with the failure, and the wait, of one before it.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.service_config", json.dumps(service_config)),

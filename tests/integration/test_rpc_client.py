@@ -11,6 +11,7 @@ from libs.errors import Unavailable
 from libs.rpc import tenant_of
 from libs.rpc_client import connect, refusal_of
 from libs.settings import GrpcSettings
+from local.processes import free_port
 from tests.integration.rpc_probe import SERVICE, ProbeStub
 from tests.integration.test_rpc_server import refused, running
 
@@ -95,3 +96,12 @@ async def test_an_error_without_details_reads_as_empty() -> None:
         unknown: Any = rpc.channel.unary_unary("/nowhere.Service/Method")
         refusal = refusal_of(await refused(unknown(b"")))
         assert (refusal.reason, refusal.violations, refusal.retry_after) == ("", (), None)
+
+
+async def test_a_new_channel_knows_nothing_of_an_older_ones_failure() -> None:
+    """It tries at once, though another one of this process waits before it tries that address again."""
+    port = free_port()
+    async with connect(f"127.0.0.1:{port}") as early:
+        assert (await refused(ProbeStub(early).Say(StringValue()))).code() is grpc.StatusCode.UNAVAILABLE
+        async with running(GrpcSettings(port=port)) as rpc:
+            assert (await rpc.stub.Say(StringValue(value="there"))).value == "there"

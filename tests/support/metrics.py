@@ -21,5 +21,5 @@ class Since:
         }
 
     def __call__(self, name: str, **labels: str) -> float:
-        """By how much."""
-        return sample(name, **labels) - self._before.get((name, tuple(sorted(labels.items()))), 0.0)
+        """By how much; rounded to nanoseconds, as sums of seconds are no whole numbers."""
+        return round(sample(name, **labels) - self._before.get((name, tuple(sorted(labels.items()))), 0.0), 9)
