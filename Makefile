@@ -50,8 +50,8 @@ up: $(STAMP) ## Run the local stack in the foreground: Postgres, NATS, the four 
 ##@ Before a commit
 
 .PHONY: test
-test: $(STAMP) ## Run the tests, two files at a time. ARGS='-k windows -x' goes to pytest; CONTAINERS=1 has them use postgres:18 and nats:2.15 from Docker.
-	CARILLON_TEST_CONTAINERS=$(CONTAINERS) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(STAMP) ## Run the tests, three files at a time. ARGS='-k windows -x' goes to pytest; CONTAINERS=1 has them use postgres:18 and nats:2.15 from Docker.
+	CARILLON_TEST_CONTAINERS=$(CONTAINERS) $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: check
 check: lint types layers proto-check docs-check test ## Everything that must hold, tests included.
