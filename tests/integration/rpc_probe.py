@@ -1,5 +1,6 @@
 """A small service, in the shape generated code has, that does what a test tells it: for the tests of libs.rpc."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -10,6 +11,21 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 SERVICE = "carillon.probe.v1.ProbeService"
 
 Behave = Callable[[StringValue, Any], Awaitable[StringValue]]
+
+
+class Standstill:
+    """A behaviour that never answers; knows whether it has begun, and whether it was cancelled."""
+
+    def __init__(self) -> None:
+        self.started, self.cancelled = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, _request: StringValue, _context: Any) -> StringValue:
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+        raise AssertionError
 
 
 async def echo(request: StringValue, _context: Any) -> StringValue:

@@ -2,12 +2,11 @@
 
 import asyncio
 import struct
-from typing import Any
 
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from tests.integration.rpc_probe import SERVICE
+from tests.integration.rpc_probe import SERVICE, Standstill
 from tests.integration.test_rpc_server import running
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -76,20 +75,11 @@ async def test_bad_utf8_in_headers_is_an_invalid_argument(name: bytes, value: by
 
 async def test_a_deadline_ends_a_call_whose_caller_says_nothing_more() -> None:
     """The server keeps the deadline by itself: a caller that lost its network cannot end anything."""
-    cancelled = asyncio.Event()
-
-    async def wait(_request: StringValue, _context: Any) -> StringValue:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            cancelled.set()
-        raise AssertionError
-
     async with running() as rpc:
-        rpc.probe.behave = wait
+        rpc.probe.behave = call = Standstill()
         answer = await answer_to(rpc.server.port, b"grpc-timeout", b"200m")
         assert b"grpc-status\x014" in answer, answer
         async with asyncio.timeout(5):
-            await cancelled.wait()
+            await call.cancelled.wait()
         await rpc.server.drain()
         assert rpc.metric("carillon_rpc_requests_total", code="DEADLINE_EXCEEDED") == 1

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from libs.errors import SettingsError
 from libs.rpc import build_server
 from libs.settings import AuthSettings, GrpcSettings, ReflectionMode
-from tests.integration.rpc_probe import SERVICE, health_of
+from tests.integration.rpc_probe import SERVICE, Standstill, health_of
 from tests.integration.test_rpc_server import TOKEN, refused, running, tokens
 
 __all__ = ["tokens"]  # A fixture.
@@ -61,22 +61,12 @@ class TestHealthAndReflection:
 
     async def test_a_call_that_does_not_end_is_cancelled_by_the_drain(self) -> None:
         """So that a drain ends."""
-        started, cancelled = asyncio.Event(), asyncio.Event()
-
-        async def wait(_request: StringValue, _context: Any) -> StringValue:
-            started.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                cancelled.set()
-            raise AssertionError
-
         async with asyncio.timeout(5), running(GrpcSettings(drain_timeout=timedelta(milliseconds=100))) as rpc:
-            rpc.probe.behave = wait
+            rpc.probe.behave = handler = Standstill()
             call = asyncio.ensure_future(refused(rpc.stub.Say(StringValue())))
-            await started.wait()
+            await handler.started.wait()
             await rpc.server.drain()
-            await cancelled.wait()
+            await handler.cancelled.wait()
             assert (await call).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
     async def test_open_reflection_lists_services_without_a_credential(self, tokens: AuthSettings) -> None:

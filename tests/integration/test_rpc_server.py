@@ -20,7 +20,7 @@ from libs.errors import SettingsError, Violations
 from libs.rpc import RpcServer, Servicer, build_server, deadline_of, principal_of, remaining_of, require_role, tenant_of
 from libs.rpc_client import connect, refusal_of
 from libs.settings import AuthMode, AuthSettings, GrpcSettings
-from tests.integration.rpc_probe import SERVICE, Probe, ProbeStub, add_probe_to_server, health_of
+from tests.integration.rpc_probe import SERVICE, Probe, ProbeStub, Standstill, add_probe_to_server, health_of
 
 TOKEN = "crl_a-token-of-the-shop"
 
@@ -298,40 +298,21 @@ class TestDeadlines:
 
     async def test_a_call_past_the_default_deadline_ends(self) -> None:
         """The server ends it by itself, and cancels the handler."""
-        cancelled = asyncio.Event()
-
-        async def wait(_request: StringValue, _context: Any) -> StringValue:
-            try:
-                await asyncio.Event().wait()
-            finally:
-                cancelled.set()
-            raise AssertionError
-
         async with running(GrpcSettings(default_deadline=timedelta(milliseconds=100))) as rpc:
-            rpc.probe.behave = wait
+            rpc.probe.behave = handler = Standstill()
             error = await refused(rpc.stub.Say(StringValue()))
             assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert cancelled.is_set()
+            assert handler.cancelled.is_set()
 
     async def test_a_cancelled_call_cancels_its_handler(self) -> None:
         """And is counted as cancelled, not as a failure."""
-        started, cancelled = asyncio.Event(), asyncio.Event()
-
-        async def wait(_request: StringValue, _context: Any) -> StringValue:
-            started.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                cancelled.set()
-            raise AssertionError
-
         async with running() as rpc:
-            rpc.probe.behave = wait
+            rpc.probe.behave = handler = Standstill()
             call = rpc.stub.Say(StringValue())
             async with asyncio.timeout(5):
-                await started.wait()
+                await handler.started.wait()
                 call.cancel()
-                await cancelled.wait()
+                await handler.cancelled.wait()
             await rpc.server.drain()
             assert rpc.metric("carillon_rpc_requests_total", code="CANCELLED") == 1
             assert rpc.metric("carillon_rpc_in_flight") == 0
