@@ -20,6 +20,7 @@ While the backlog is full nothing may fire (`check_room`, INV-9): the timers wai
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -92,6 +93,7 @@ class EventPublisher:
         self._queued_bytes = 0
         self._confirmed: set[UUID] = set()
         self._has_confirmed = asyncio.Event()
+        self._confirming = asyncio.Lock()
         self._unconfirmed = 0
         self._is_stream_lost = False
         self._failures = 0  # Since they were last logged.
@@ -150,8 +152,8 @@ class EventPublisher:
         with suppress(TimeoutError, Unavailable):
             async with asyncio.timeout(_FINISH_S):
                 await self._queue.join()
-                while self._confirmed:
-                    await self.confirm_once()
+                while await self.confirm_once():
+                    pass
 
     async def _publish_loop(self) -> None:
         while True:
@@ -175,14 +177,16 @@ class EventPublisher:
         self._has_confirmed.set()
 
     async def confirm_once(self) -> int:
-        """Forget acknowledged events, at most a thousand; returns how many."""
-        event_ids = [self._confirmed.pop() for _ in range(min(len(self._confirmed), _CONFIRM_EVENTS))]
-        try:
-            async with self._db.transaction() as tx:
-                await self._store.confirm(tx, event_ids)
-        except BaseException:
-            self._confirmed.update(event_ids)
-            raise
+        """Forget acknowledged events, at most a thousand; returns how many.
+
+        One call at a time: who finishes waits for the one under way, or it would be cancelled with the loop.
+        """
+        async with self._confirming:
+            event_ids = list(itertools.islice(self._confirmed, _CONFIRM_EVENTS))
+            if event_ids:
+                async with self._db.transaction() as tx:
+                    await self._store.confirm(tx, event_ids)
+            self._confirmed.difference_update(event_ids)
         self._unconfirmed = max(0, self._unconfirmed - len(event_ids))
         return len(event_ids)
 

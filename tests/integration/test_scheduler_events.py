@@ -218,6 +218,32 @@ async def test_a_stopping_replica_finishes_what_it_has_committed(world: World, b
     assert ids(await stored(nats_url)) == ids_of(fired)
 
 
+async def test_a_stopping_replica_ends_the_confirmation_under_way(
+    world: World, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled, it would leave events in the table that consumers already have, and another would send them again."""
+    gate, is_confirming = asyncio.Event(), asyncio.Event()
+    confirm = EventStore.confirm
+
+    async def confirm_slowly(store: EventStore, tx: Transaction, event_ids: Sequence[UUID]) -> None:
+        is_confirming.set()
+        await gate.wait()
+        await confirm(store, tx, event_ids)
+
+    monkeypatch.setattr(EventStore, "confirm", confirm_slowly)
+    publisher = world.publisher(bus, links=ONCE)
+    await publisher.ensure_stream()
+    task = asyncio.create_task(publisher.run())
+    await world.fire(publisher, events(3))
+    async with asyncio.timeout(5):
+        await is_confirming.wait()
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.05, gate.set)
+    with suppress(asyncio.CancelledError):
+        await task
+    assert await world.unconfirmed() == 0
+
+
 async def test_a_stopping_replica_does_not_wait_for_a_broker_that_is_away(
     world: World, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
