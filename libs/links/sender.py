@@ -15,6 +15,7 @@ Everything here may be lost with the process: what counts is in the `outbox` tab
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol, TypeVar
 from uuid import UUID
@@ -58,6 +59,8 @@ _GATHER_S = 0.05
 """Frames with receipts are forgotten together, this often at most: nobody waits for it, and each time costs 1.5 ms."""
 
 _STATS_INTERVAL_S = 1.0
+_FINISH_S = 2.0
+"""How long a stopping process goes on publishing what it has committed, so that nobody waits for another's sweep."""
 
 
 class Broker(Protocol):
@@ -168,7 +171,7 @@ class Sender:
         return True
 
     async def run(self) -> None:
-        """Publish, confirm and sweep until cancelled."""
+        """Publish, confirm and sweep until cancelled; then publish what is queued, for a moment."""
         await self._bus.subscribe(self._reply_to, self._on_receipts)
         async with asyncio.TaskGroup() as tasks:
             for _ in range(PUBLISHERS):
@@ -176,12 +179,19 @@ class Sender:
             tasks.create_task(self._confirm_loop())
             tasks.create_task(self._sweep_loop())
             tasks.create_task(self._stats_loop())
+            try:
+                await asyncio.Event().wait()
+            finally:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_FINISH_S):
+                        await self._queue.join()
 
     async def _publish_loop(self) -> None:
         while True:
             frame = await self._queue.get()
             self._queued_bytes -= len(frame.payload)
             await self._publish_frame(frame, str(frame.id))
+            self._queue.task_done()
 
     async def _publish_frame(self, frame: OutgoingFrame, msg_id: str) -> None:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
@@ -12,10 +13,12 @@ from carillon.link.v1 import link_pb2
 from libs.errors import ResourceExhausted
 from libs.jetstream import Bus
 from libs.links import outbox
+from libs.links import sender as links_sender
 from libs.links.frames import REPLY_HEADER, OutgoingFrame, subject_of
+from libs.links.sender import PUBLISHERS
 from tests.support.fixtures import OpenBus, OpenDatabase
 from tests.support.link_process import RECEIVER, commit_numbers, numbered
-from tests.support.link_world import LinkWorld, make_world, running
+from tests.support.link_world import LinkWorld, make_world, running, until
 
 LONG = timedelta(seconds=15)
 
@@ -27,17 +30,20 @@ async def world(open_database: OpenDatabase, postgres_url: str, nats_url: str, t
 
 
 class Mailman:
-    """A Broker between a sender and the bus that can lose things."""
+    """A Broker between a sender and the bus that can lose things, or be stuck while its gate is closed."""
 
     def __init__(self, bus: Bus, *, loses_messages: int = 0, loses_receipts: int = 0) -> None:
         self._bus = bus
         self.loses_messages = loses_messages
         self.loses_receipts = loses_receipts
         self.msg_ids: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def publish(self, subject: str, payload: bytes, *, headers: Mapping[str, str], msg_id: str) -> None:
         """See Bus."""
         self.msg_ids.append(msg_id)
+        await self.gate.wait()
         if self.loses_messages:
             self.loses_messages -= 1
             return
@@ -101,6 +107,48 @@ async def test_who_does_not_wait_long_enough_gets_nothing_and_loses_nothing(
         assert await world.unconfirmed() == 1
         async with running(world.receiver(await open_bus()).run()):
             await world.expect_all_once(3)
+
+
+async def test_a_stopping_sender_publishes_what_it_has_committed(world: LinkWorld, open_bus: OpenBus) -> None:
+    """Or in every rolling restart some frames would wait for another replica's sweep, for seconds."""
+    mailman = Mailman(await open_bus())
+    mailman.gate.clear()
+    sender = world.sender(mailman, republish_after=timedelta(minutes=1))
+    async with running(world.receiver(await open_bus()).run()):
+        task = asyncio.create_task(sender.run())
+        for number in range(PUBLISHERS + 8):  # Some under way, some in the queue.
+            await world.send(sender, [number])
+
+        async def are_under_way() -> bool:
+            return len(mailman.msg_ids) == PUBLISHERS
+
+        await until(are_under_way)
+        task.cancel()
+        mailman.gate.set()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert len(mailman.msg_ids) == PUBLISHERS + 8
+
+        async def are_applied() -> bool:
+            return await world.applied_numbers() == PUBLISHERS + 8
+
+        await until(are_applied)
+
+
+async def test_a_stopping_sender_does_not_wait_for_a_broker_that_is_away(
+    world: LinkWorld, open_bus: OpenBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends all the same, and the frames are another's."""
+    monkeypatch.setattr(links_sender, "_FINISH_S", 0.1)
+    mailman = Mailman(await open_bus())
+    mailman.gate.clear()
+    sender = world.sender(mailman)
+    task = asyncio.create_task(sender.run())
+    await world.send(sender, [0])
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert task.done()
+    assert await world.unconfirmed() == 1
 
 
 async def test_a_rolled_back_change_sends_nothing(world: LinkWorld, open_bus: OpenBus) -> None:
