@@ -1,8 +1,9 @@
 """Who should hold which shard, and how long a lease may be trusted. Pure.
 
-Which replica wants a shard is rendezvous hashing (Thaler & Ravishankar 1998) over the live members: each pair
-has a weight, the highest wins. A replica that joins or leaves moves only its own share, and all come to the same answer
-without talking.
+Which replica wants a shard is rendezvous hashing (Thaler & Ravishankar 1998) with even shares, over the live members:
+each pair of replica and shard has a weight, and the heaviest pairs win, until a replica has its share. Without shares
+chance would leave one of two replicas with eleven of 16 shards, and of 16 replicas five with none. A replica that joins
+or leaves moves its own share and rarely a shard more, and all come to the same answer without talking.
 
 Nothing here decides who *may* change a shard: that is the epoch in Postgres (INV-3). A wrong view of the members costs
 a moment without an owner, never two of them.
@@ -10,6 +11,7 @@ a moment without an owner, never two of them.
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from hashlib import blake2b
 
 MARGIN = timedelta(milliseconds=500)
@@ -17,9 +19,28 @@ MARGIN = timedelta(milliseconds=500)
 
 
 def wanted_shards(replica: str, members: Collection[str], shards: int) -> frozenset[int]:
-    """The shards that fall to `replica`, which counts as a member whether or not it is in `members`."""
-    everyone = {replica, *members}
-    return frozenset(shard for shard in range(shards) if max(everyone, key=lambda one: _weight(one, shard)) == replica)
+    """The shards that fall to `replica`, which counts as a member whether or not it is in `members`.
+
+    Each member gets `shards / members` of them, rounded down or up.
+    """
+    return frozenset(_shares(frozenset({replica, *members}), shards)[replica])
+
+
+@lru_cache(maxsize=2)  # Asked at every beat; members seldom change.
+def _shares(members: frozenset[str], shards: int) -> dict[str, list[int]]:
+    least, larger_shares = divmod(shards, len(members))
+    shares: dict[str, list[int]] = {one: [] for one in members}
+    unwanted = set(range(shards))
+    for _, one, shard in sorted(((_weight(o, s), o, s) for o in members for s in unwanted), reverse=True):
+        if shard not in unwanted or len(shares[one]) > least:
+            continue
+        if len(shares[one]) == least:
+            if not larger_shares:
+                continue
+            larger_shares -= 1
+        shares[one].append(shard)
+        unwanted.remove(shard)
+    return shares
 
 
 def trusted_until_s(renewal_began_s: float, ttl: timedelta) -> float:

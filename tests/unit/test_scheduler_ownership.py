@@ -1,6 +1,7 @@
 """Who should hold which shard, and how long a lease is trusted."""
 
 from datetime import timedelta
+from itertools import product
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,19 +19,24 @@ def test_every_shard_is_wanted_by_exactly_one_member(members: set[str]) -> None:
     assert sorted(wanted) == list(range(64))
 
 
-@given(_members, st.text(min_size=13, max_size=13))
-def test_a_member_that_joins_only_takes_and_one_that_leaves_only_gives(members: set[str], newcomer: str) -> None:
-    """No shard moves between two members that stay."""
-    for member in members:
-        assert wanted_shards(member, members | {newcomer}, 64) <= wanted_shards(member, members, 64)
+@given(_members, st.integers(min_value=1, max_value=64))
+def test_shares_are_even(members: set[str], shards: int) -> None:
+    """No replica has two shards more than another; as many replicas as shards have one each."""
+    shares = [len(wanted_shards(member, members, shards)) for member in members]
+    assert max(shares) - min(shares) <= 1
 
 
-def test_shares_are_about_even() -> None:
-    """Four replicas and 64 shards: none has less than half its share or more than twice."""
-    members = {f"scheduler-{number}" for number in range(4)}
-    shares = [len(wanted_shards(member, members, 64)) for member in members]
-    assert min(shares) >= 8
-    assert max(shares) <= 32
+def test_a_member_that_joins_moves_little_more_than_its_share() -> None:
+    """And one that leaves likewise: over 50 memberships of two to nine, a third more than its share on average."""
+    moved = share = 0
+    for run, count in product(range(50), range(2, 9)):
+        members = {f"scheduler-{run}-{number}" for number in range(count)}
+        newcomer = f"scheduler-{run}-new"
+        before = {s: member for member in members for s in wanted_shards(member, members, 64)}
+        after = {s: member for member in members for s in wanted_shards(member, members | {newcomer}, 64)}
+        moved += sum(after.get(shard) != member for shard, member in before.items())
+        share += 64 // (count + 1)
+    assert moved < 1.34 * share
 
 
 def test_a_replica_counts_itself_in() -> None:
