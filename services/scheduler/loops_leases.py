@@ -66,7 +66,7 @@ class Store(Protocol):
     async def look(self) -> Situation: ...
     async def renew(self, held: Mapping[int, int]) -> frozenset[int]: ...
     async def take(self, shards: Collection[int]) -> Sequence[Grant]: ...
-    async def release(self, held: Mapping[int, int]) -> None: ...
+    async def release(self, shards: Collection[int]) -> None: ...
     async def resign(self) -> None: ...
     async def forget(self, *, tombstones_after: timedelta, members_after: timedelta) -> None: ...
 
@@ -248,9 +248,8 @@ class Leases:
     async def _give_back(self, shards: Collection[int]) -> None:
         """Hand shards over, a lane's at a time: the others go on firing until it is their turn."""
         for part in self._engine.by_lane(shards):
-            held = {shard: epoch for shard, epoch in self._engine.epochs.items() if shard in part}
             await self._drop(part)
-            await self._store.release(held)
+            await self._store.release(part)
             await self._nudge()
 
     async def _leave(self) -> None:
@@ -259,6 +258,9 @@ class Leases:
         try:
             await self._store.resign()  # Or the others would not want what they are given.
             await self._give_back(here)
+            # What stopping met halfway: a take whose answer was lost, a release, a shard that a failed turn threw away.
+            await self._store.release(range(self._shard_count))
+            await self._nudge()
         except Unavailable as err:
             await self._drop(here)
             log.warning("Could not give the shards back; their leases run out.", extra={"error": str(err)})

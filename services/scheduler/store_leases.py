@@ -40,8 +40,7 @@ _NEWEST_TOMBSTONES = """
 _RELEASE = """
     UPDATE shard SET holder = NULL, lease_until = clock_timestamp()
     FROM (SELECT shard, set_config('idle_in_transaction_session_timeout', %s, true)
-        FROM shard JOIN unnest(%s::int[], %s::bigint[]) AS ours (shard, epoch) USING (shard, epoch) WHERE holder = %s
-        ORDER BY shard FOR NO KEY UPDATE OF shard) AS ours
+        FROM shard WHERE shard = ANY(%s) AND holder = %s ORDER BY shard FOR NO KEY UPDATE) AS ours
     WHERE shard.shard = ours.shard"""
 
 _LOOK = """
@@ -149,10 +148,10 @@ class LeaseStore:
             for shard, epoch, at, timer_id, unheld in rows
         ]
 
-    async def release(self, held: Mapping[int, int]) -> None:
-        """Give shards back, so that others can take them at once."""
+    async def release(self, shards: Collection[int]) -> None:
+        """Give back those of `shards` that are ours, so that others can take them at once."""
         async with self._db.transaction() as tx:
-            await tx.raw.execute(_RELEASE, (self._patience, list(held), list(held.values()), self._replica))
+            await tx.raw.execute(_RELEASE, (self._patience, list(shards), self._replica))
 
     async def resign(self) -> None:
         """End our membership: what we hold falls to others, once it is released."""

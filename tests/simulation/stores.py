@@ -250,14 +250,14 @@ class FakeLeaseStore:
             grants: list[Grant] = await tx.run(statement)
         return grants
 
-    async def release(self, held: Mapping[int, int]) -> None:
+    async def release(self, shards: Collection[int]) -> None:
         """Give back."""
 
         def statement(session: Session) -> Generator[Key, None, None]:
             session.idle_timeout = self._ttl
-            for number, epoch in sorted(held.items()):
+            for number in sorted(shards):
                 yield "shard", number
-                if (row := session.get("shard", number)).is_held(self._replica, epoch):
+                if (row := session.get("shard", number)).holder == self._replica:
                     yield from session.put("shard", number, replace(row, holder=None, lease_until=session.now))
 
         async with self._db.transaction() as tx:
