@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _EXPIRES = timedelta(seconds=60)
 _HEARTBEAT = timedelta(seconds=10)
 _SILENCE_S = 25.0  # Two heartbeats and a bit.
+_CLOSE_S = 1.0
 _RETRY_MIN_S = 0.1
 _RETRY_MAX_S = 2.0
 _ERRORS = (nats.errors.Error, OSError, TimeoutError, CarillonError)
@@ -122,10 +123,14 @@ class Pull:
         self._event.set()
 
     async def close(self) -> None:
-        """Stop, and hand back what arrived and was not handed out."""
-        if self._subscription is not None:
+        """Stop, and hand back what arrived and was not handed out; most of what is on its way is waited for."""
+        if self._subscription is not None and self._client is not None:
             with suppress(*_ERRORS):
-                await self._subscription.unsubscribe()
+                if self._client.is_connected:
+                    async with asyncio.timeout(_CLOSE_S):
+                        await self._subscription.drain()
+                else:
+                    await self._subscription.unsubscribe()
         for message in self._arrived:
             await message.nak()
         self._arrived.clear()

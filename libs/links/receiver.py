@@ -140,7 +140,12 @@ class Receiver:
             max_ack_pending=MAX_ACK_PENDING,
         )
         async for messages in consumer:
-            await self.handle(messages)
+            try:
+                await self.handle(messages)
+            except asyncio.CancelledError:
+                for message in messages:  # Those that are settled stay settled; the others need not wait for a sweep.
+                    await message.nak(timedelta(0))
+                raise
 
     async def handle(self, messages: Sequence[Message]) -> None:
         """Apply what one fetch gave: together where possible, alone where not."""

@@ -15,9 +15,12 @@ from libs.jetstream import Bus
 from libs.links import outbox
 from libs.links import sender as links_sender
 from libs.links.frames import REPLY_HEADER, OutgoingFrame, subject_of
+from libs.links.incoming import IncomingFrame
+from libs.links.receiver import Applied
 from libs.links.sender import PUBLISHERS
+from libs.postgres import Transaction
 from tests.support.fixtures import OpenBus, OpenDatabase
-from tests.support.link_process import RECEIVER, commit_numbers, numbered
+from tests.support.link_process import RECEIVER, commit_numbers, count, numbered
 from tests.support.link_world import LinkWorld, make_world, running, until
 
 LONG = timedelta(seconds=15)
@@ -109,11 +112,36 @@ async def test_who_does_not_wait_long_enough_gets_nothing_and_loses_nothing(
             await world.expect_all_once(3)
 
 
+async def test_a_stopping_receiver_hands_back_the_frames_in_hand(world: LinkWorld, open_bus: OpenBus) -> None:
+    """Or in every rolling restart some would wait for a sweep, or for JetStream's own patience of half a minute."""
+    is_applying = asyncio.Event()
+
+    async def apply(tx: Transaction, frames: Sequence[IncomingFrame]) -> Applied:
+        is_applying.set()
+        await asyncio.Event().wait()
+        return await count(tx, frames)
+
+    sender = world.sender(await open_bus(), republish_after=timedelta(minutes=1))
+    await sender.ensure_streams()
+    stopping = asyncio.create_task(world.receiver(await open_bus(), apply).run())
+    async with running(sender.run()):
+        for number in range(8):
+            await world.send(sender, [number])
+        async with asyncio.timeout(10):
+            await is_applying.wait()
+        stopping.cancel()
+        with suppress(asyncio.CancelledError):
+            await stopping
+        async with running(world.receiver(await open_bus()).run()):
+            await world.expect_all_once(8)
+
+
 async def test_a_stopping_sender_publishes_what_it_has_committed(world: LinkWorld, open_bus: OpenBus) -> None:
     """Or in every rolling restart some frames would wait for another replica's sweep, for seconds."""
     mailman = Mailman(await open_bus())
     mailman.gate.clear()
     sender = world.sender(mailman, republish_after=timedelta(minutes=1))
+    await sender.ensure_streams()
     async with running(world.receiver(await open_bus()).run()):
         task = asyncio.create_task(sender.run())
         for number in range(PUBLISHERS + 8):  # Some under way, some in the queue.
