@@ -45,7 +45,7 @@ _GAPS: Final = {
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "audit", services=SERVICES, needs_all=False)(_audit)
+    command(app, "audit", services=SERVICES, at_least=1)(_audit)
 
 
 @dataclass(frozen=True, slots=True)

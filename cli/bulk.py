@@ -66,21 +66,27 @@ async def send_file(
 ) -> int:
     """Send what the file (`-`: standard input) has, telling of each line or only of those refused; the exit code.
 
-    `send` answers with `results`, one per message. `key` makes another run of the same file a new one.
+    `send` answers with `results`, one per message. `key` makes another run of the same file a new one. BadParameter
+    where a line is none before anything was sent.
     """
     # Retries are imported with what they bring only where somebody sends many.
     from cli.retries import persistently
 
     tally = Tally()
     with _opened(path) as file, _progress(session, path) as advance:
-        for batch in batches(file, kind, key):
-            try:
-                answer = await persistently(lambda batch=batch: send(batch), attempts=_ATTEMPTS, within=_WITHIN)  # type: ignore[misc]
-            except grpc.aio.AioRpcError as error:
-                tally.error = f"Stopped at line {batch.lines[0]}: {refusal_text(error)}"
-                break
-            _count(session, tally, batch, answer.results)
-            advance(batch.end_byte)
+        try:
+            for batch in batches(file, kind, key):
+                try:
+                    answer = await persistently(lambda batch=batch: send(batch), attempts=_ATTEMPTS, within=_WITHIN)  # type: ignore[misc]
+                except grpc.aio.AioRpcError as error:
+                    tally.error = f"Stopped at line {batch.lines[0]}: {refusal_text(error)}"
+                    break
+                _count(session, tally, batch, answer.results)
+                advance(batch.end_byte)
+        except typer.BadParameter as error:
+            if not (tally.accepted or tally.refused):
+                raise
+            tally.error = f"Stopped: {error.message}"
     _tell(session, tally)
     return tally.code
 

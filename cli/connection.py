@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import grpc
 import typer
@@ -40,10 +40,13 @@ KeyFile = Annotated[
     Path | None, typer.Option("--key-file", envvar="CARILLON_KEY_FILE", help="PEM with the key of --cert-file.")
 ]
 
+# By click's name for it, the loudest first.
+_PLACES: Final = {"COMMANDLINE": "the command line", "ENVIRONMENT": "the environment", "DEFAULT_MAP": "the profile"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """Where to, and as whom."""
+    """Where to, and as whom: `token` or `token_file`."""
 
     endpoint: str
     token: str = ""
@@ -76,6 +79,26 @@ class Connection:
             path.read_bytes()  # Now, where the error can be told.
             return lambda: path.read_text().strip()
         return self.token or None
+
+
+def one_credential(context: typer.Context, token: str, token_file: Path | None) -> tuple[str, Path | None]:
+    """The token or the file with it, whichever was given on the command line, else by the environment, else by the
+    profile; the other one is empty.
+
+    BadParameter where one place gives both: it decides whose things are touched, and nobody knows which is meant.
+    """
+    for source, place in _PLACES.items():
+        given = [name for name in ("token", "token_file") if _source(context, name) == source]
+        if len(given) == 2:
+            raise typer.BadParameter(f"{place} gives both a token and a token file.", param_hint="--token")
+        if given:
+            return (token, None) if given == ["token"] else ("", token_file)
+    return "", None
+
+
+def _source(context: typer.Context, name: str) -> str:
+    source = context.get_parameter_source(name)
+    return source.name if source is not None else ""
 
 
 def refusal_text(error: grpc.aio.AioRpcError) -> str:

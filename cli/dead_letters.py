@@ -132,7 +132,7 @@ async def _redrive(
     return Exit.DONE
 
 
-@command(dead_letters, "frames", services=SERVICES, needs_all=False)
+@command(dead_letters, "frames", services=SERVICES, at_least=1)
 async def _frames(
     session: Session,
     sender: Annotated[str, typer.Option("--sender", help="Only what this service had sent.")] = "",
@@ -165,7 +165,7 @@ async def _frames(
     return Exit.REFUSED if refused == len(session.connections) else Exit.NOT_ALL
 
 
-@command(dead_letters, "redrive-frames", services=SERVICES, needs_all=False)
+@command(dead_letters, "redrive-frames", services=SERVICES, at_least=1)
 async def _redrive_frames(
     session: Session,
     service: Annotated[str, typer.Argument(metavar="SERVICE", help="Which put them aside.", show_default=False)],

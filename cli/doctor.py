@@ -59,7 +59,7 @@ class Finding:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "doctor", services=SERVICES, needs_all=False)(_doctor)
+    command(app, "doctor", services=SERVICES, at_least=1)(_doctor)
 
 
 async def _doctor(session: Session) -> int:
@@ -242,13 +242,13 @@ class Examination:
 
     async def _shards(self) -> AsyncIterator[Finding]:
         stub = self._session.stub(self._service, SchedulerServiceStub)
-        status = await self._session.stub(self._service, StatusServiceStub).GetStatus(
-            status_pb2.GetStatusRequest(), timeout=self._timeout_s
-        )
+        status_stub = self._session.stub(self._service, StatusServiceStub)
+        status = await self._asked(status_stub.GetStatus, status_pb2.GetStatusRequest())
         answer = await self._asked(stub.ListShards, scheduler_pb2.ListShardsRequest())
-        if isinstance(answer, Finding):
-            yield answer
-            return
+        for one in (status, answer):
+            if isinstance(one, Finding):
+                yield one
+                return
         shards = answer.shards
         free = [str(one.number) for one in shards if not one.holder]
         if free:

@@ -37,7 +37,7 @@ _AT_ONCE: Final = 8
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "explain", services=SERVICES, needs_all=False)(_explain)
+    command(app, "explain", services=SERVICES, at_least=1)(_explain)
 
 
 async def _explain(

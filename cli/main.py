@@ -1,8 +1,9 @@
 """The `carillon` command and its sub-commands.
 
-Exit codes, the same for all of them: 0 done, or nothing to do; 1 a service refused or could not be reached; 2 the
-command line or what it names cannot be used; 3 not all of it was done: some was refused, somebody has not answered, or
-there is something to do that was left, as asked (--dry-run) or because nobody agreed.
+Exit codes, the same for all of them: 0 done, or nothing to do; 1 a service refused or could not be reached, or nobody
+reads what is written (`| head -1`); 2 the command line or what it names cannot be used; 3 not all of it was done: some
+was refused, it stopped on the way, somebody has not answered, or there is something to do that was left, as asked
+(--dry-run) or because nobody agreed.
 """
 
 from pathlib import Path

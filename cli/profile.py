@@ -48,14 +48,15 @@ def read_profile(name: str, path: Path | None) -> Mapping[str, Any]:
         raise ProfileError(f"{where} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{where} is not TOML: {error}.") from error
+    has_token = any("token" in table for table in profiles.values() if isinstance(table, dict))
+    if has_token and where.stat().st_mode & _OTHERS and os.name == "posix":
+        raise ProfileError(f"{where} holds a token, and others may read it: chmod 600 {where}")
     if not name and DEFAULT not in profiles:
         return {}
     profile = profiles.get(name or DEFAULT)
     if not isinstance(profile, dict):
         known = ", ".join(sorted(key for key, value in profiles.items() if isinstance(value, dict))) or "none"
         raise ProfileError(f"{where} has no profile {name}; there is {known}.")
-    if "token" in profile and where.stat().st_mode & _OTHERS and os.name == "posix":
-        raise ProfileError(f"{where} holds a token, and others may read it: chmod 600 {where}")
     return {key: _value(key, value) for key, value in profile.items()}
 
 
@@ -68,7 +69,7 @@ def defaults_of(command: Any, profile: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(key: str, value: object) -> object:
-    if not isinstance(value, str | bool | int):
+    if not isinstance(value, str | bool | int | float):
         raise ProfileError(f"The profile's {key} must be text, a number, or true or false.")
     if isinstance(value, str) and key.endswith("_file"):
         return str(Path(value).expanduser())

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from enum import IntEnum
-from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
 import grpc
@@ -28,6 +27,7 @@ from cli.connection import (
     TokenFile,
     TokenText,
     UsesTls,
+    one_credential,
     refusal_text,
 )
 
@@ -60,6 +60,7 @@ class Session:
     """One run of the command; `connections` has those services whose address is known."""
 
     connections: Mapping[str, Connection]
+    tenant: str = ""
     is_json: bool = False
     timeout_s: float = 10.0
     _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
@@ -98,17 +99,18 @@ class Session:
 
 
 def command(
-    app: typer.Typer, name: str, *, services: Sequence[str], needs_all: bool = True, is_always_json: bool = False
+    app: typer.Typer, name: str, *, services: Sequence[str], at_least: int | None = None, is_always_json: bool = False
 ) -> Callable[[Work], Work]:
     """Register an async function, whose first argument is the Session, as a sub-command; it may return an exit code.
 
-    Without `needs_all` one known address of `services` is enough. With `is_always_json` there is no option --json.
+    `at_least` so many addresses of `services` must be known, without it all. With `is_always_json` there is no
+    option --json.
     """
 
     def register(work: Work) -> Work:
         @functools.wraps(work)
-        def run(**given: Any) -> None:
-            session = _session(given, services, needs_all=needs_all)
+        def run(context: typer.Context, **given: Any) -> None:
+            session = _session(context, given, services, len(services) if at_least is None else at_least)
             raise typer.Exit(_run(work, session, given, services))
 
         own = list(inspect.signature(work).parameters.values())[1:]
@@ -118,8 +120,10 @@ def command(
             for one, kind, default in shared
         ]
         keyword_only = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
-        run.__signature__ = inspect.Signature([*keyword_only, *options])  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in [*keyword_only, *options]}
+        context_too = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        all_of_them = [context_too, *keyword_only, *options]
+        run.__signature__ = inspect.Signature(all_of_them)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in all_of_them}
         del run.__wrapped__  # Its signature is not the command's.
         app.command(name)(run)
         return work
@@ -164,21 +168,26 @@ def _endpoint(service: str) -> Any:
     )
 
 
-def _session(given: dict[str, Any], services: Sequence[str], *, needs_all: bool) -> Session:
+def _session(context: typer.Context, given: dict[str, Any], services: Sequence[str], at_least: int) -> Session:
     """From the options, which it takes out of what was given."""
     endpoints = {name: str(given.pop(f"{name}_endpoint")) for name in services}
     missing = [name for name, endpoint in endpoints.items() if not endpoint]
-    if missing and (needs_all or len(missing) == len(endpoints)):
+    if len(endpoints) - len(missing) < at_least:
         stop_for_want_of(missing)
-    token_file: Path | None = given.pop("token_file")
-    token, tenant = given.pop("token"), given.pop("tenant")
+    token, token_file = one_credential(context, given.pop("token"), given.pop("token_file"))
+    tenant = given.pop("tenant")
     tls = {one: given.pop(one) for one in ("uses_tls", "ca_file", "cert_file", "key_file")}
     connections = {
         name: Connection(endpoint=endpoint, token=token, token_file=token_file, tenant=tenant, **tls)
         for name, endpoint in endpoints.items()
         if endpoint
     }
-    return Session(connections=connections, is_json=given.pop("is_json", True), timeout_s=float(given.pop("timeout_s")))
+    return Session(
+        connections=connections,
+        tenant=tenant,
+        is_json=given.pop("is_json", True),
+        timeout_s=float(given.pop("timeout_s")),
+    )
 
 
 def _run(work: Work, session: Session, given: Mapping[str, Any], services: Sequence[str]) -> int:
@@ -191,7 +200,11 @@ def _run(work: Work, session: Session, given: Mapping[str, Any], services: Seque
     except grpc.aio.AioRpcError as error:
         prefix = f"{services[0]} at {session.connections[services[0]].endpoint}: " if len(services) == 1 else ""
         stop(prefix + refusal_text(error), Exit.REFUSED)
+    except BrokenPipeError:
+        raise  # Nobody reads on (`| head -1`): Typer ends it quietly, with exit code 1.
     except OSError as error:
+        if error.filename is None:
+            stop(f"It could not go on: {error}", Exit.REFUSED)
         stop(f"A file cannot be read: {error}")
     except KeyboardInterrupt:
         return 130

@@ -9,7 +9,7 @@ on NATS, where they are published anyway, if CARILLON_NATS_URL says where that i
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,6 +27,7 @@ from carillon.link.v1 import status_pb2
 from carillon.link.v1.status_pb2_grpc import StatusServiceStub
 from carillon.scheduler.v1 import scheduler_pb2, timer_pb2
 from carillon.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
+from pydantic import ValidationError
 
 from cli.connection import refusal_text
 from cli.output import as_json, short, show_json, word
@@ -58,7 +59,7 @@ _DECIDED: Final = (
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "tail", services=SERVICES, needs_all=False)(_tail)
+    command(app, "tail", services=SERVICES, at_least=0)(_tail)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,24 +90,24 @@ async def _tail(
 
     With --json one object a line.
 
-    Exit codes: 0 at its end; 1 none of what is wanted can be followed; 2 usage.
+    Exit codes: 0 at its end; 1 none of what is wanted can be followed, or could be until its end; 2 usage.
     """
     unknown = sorted(set(kinds or ()) - KINDS.keys())
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: there is {', '.join(KINDS)}.", param_hint="--only")
     wanted = [kind for kind in KINDS if not kinds or kind in kinds]
     looks = [look for kind in wanted if KINDS[kind] in session.connections and (look := _look(kind, session))]
-    follows_events = "events" in wanted and bool(nats_url)
-    if not looks and not follows_events:
+    options = _nats_options(nats_url) if "events" in wanted and nats_url else None
+    if not looks and options is None:
         typer.echo("It is not known where what you want to follow is: give endpoints, or --nats for events.", err=True)
         return Exit.REFUSED
     pause = from_duration(duration_of(interval, "--interval"))
     limit_s = from_duration(duration_of(lasting, "--for")).total_seconds() if lasting else None
     queue: asyncio.Queue[Seen] = asyncio.Queue(maxsize=1000)
-    tasks = [asyncio.create_task(_poll(looks, queue, pause))] if looks else []
-    if follows_events:
-        tenant = next(iter(session.connections.values())).tenant
-        tasks.append(asyncio.create_task(_follow_events(nats_url, tenant, queue)))
+    sources = Sources()
+    tasks = [asyncio.create_task(_poll(looks, queue, pause, sources))] if looks else []
+    if options is not None:
+        tasks.append(asyncio.create_task(_follow_events(options, session, queue, sources)))
     try:
         async with asyncio.timeout(limit_s):
             await _tell(session, queue, tasks, most)
@@ -116,19 +117,20 @@ async def _tail(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return Exit.DONE
+    return Exit.REFUSED if sources.are_all_away else Exit.DONE
 
 
 async def _tell(session: Session, queue: asyncio.Queue[Seen], tasks: Sequence[asyncio.Task[None]], most: int) -> None:
-    told = 0
-    while not most or told < most:
+    told, following = 0, set(tasks)
+    while following and (not most or told < most):
         getting = asyncio.create_task(queue.get())
-        done, _ = await asyncio.wait([getting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([getting, *following], return_when=asyncio.FIRST_COMPLETED)
+        for task in following & done:
+            task.result()  # It has said why it goes on no more, or this raises it.
+        following -= done
         if getting not in done:
             getting.cancel()
-            for task in done:
-                task.result()  # Nobody ends but by an error.
-            return
+            continue
         seen = getting.result()
         told += 1
         if session.is_json:
@@ -137,6 +139,33 @@ async def _tell(session: Session, queue: asyncio.Queue[Seen], tasks: Sequence[as
         else:
             time = seen.time.astimezone().isoformat(sep=" ", timespec="seconds")
             typer.echo(f"{time}  {seen.kind:<10} {seen.state:<10} {seen.text}")
+
+
+@dataclass(slots=True)
+class Sources:
+    """Which have answered yet, and what has been wrong with one since it last did; a source is a name or a number."""
+
+    _answered: set[str | int] = field(default_factory=set)
+    _complaints: dict[str | int, set[str]] = field(default_factory=dict)
+
+    @property
+    def are_all_away(self) -> bool:
+        """Whether something is wrong, and nothing has ever answered."""
+        return bool(self._complaints) and not self._answered
+
+    def answered(self, source: str | int) -> bool:
+        """It has; whether for the first time."""
+        self._complaints.pop(source, None)
+        is_first = source not in self._answered
+        self._answered.add(source)
+        return is_first
+
+    def complain(self, source: str | int, text: str) -> None:
+        """Tell it, once until the source answers again."""
+        told = self._complaints.setdefault(source, set())
+        if text not in told:
+            typer.echo(text, err=True)
+        told.add(text)
 
 
 # Lists
@@ -162,27 +191,20 @@ class Memory:
 Look = Callable[[], Awaitable[list[Seen]]]
 
 
-async def _poll(looks: Sequence[Look], queue: asyncio.Queue[Seen], pause: timedelta) -> None:
+async def _poll(looks: Sequence[Look], queue: asyncio.Queue[Seen], pause: timedelta, sources: Sources) -> None:
     """What is there at the first look of a list has happened before, and is not told."""
     memory = Memory()
-    complaints: dict[int, str] = {}
-    begun: set[int] = set()
     while True:
         for number, look in enumerate(looks):
             try:
                 found = await look()
             except grpc.aio.AioRpcError as error:
-                text = refusal_text(error)
-                if complaints.get(number) != text:
-                    typer.echo(text, err=True)
-                complaints[number] = text
+                sources.complain(number, refusal_text(error))
                 continue
-            complaints.pop(number, None)
             news = [seen for seen in found if memory.is_news(seen)]
-            if number in begun:
+            if not sources.answered(number):
                 for seen in sorted(news, key=lambda one: one.time):
                     await queue.put(seen)
-            begun.add(number)
         await asyncio.sleep(pause.total_seconds())
 
 
@@ -290,43 +312,71 @@ def _deliveries(session: Session) -> Look:
 # Events
 
 
-async def _follow_events(url: str, tenant: str, queue: asyncio.Queue[Seen]) -> None:
-    """Those of one tenant, or of all that NATS's own permissions let us see, from now on."""
-    async for event in _events(url, tenant):
-        await queue.put(
-            Seen(
-                kind="event",
-                id=str(event.get("id", "")),
-                state="published",
-                time=_time_of(event),
-                text=f"{event.get('subject', '')}  {event.get('type', '')}  {event.get('carillontimerid', '')}",
-                plain=event,
-            )
-        )
-
-
-async def _events(url: str, tenant: str) -> AsyncIterator[dict[str, Any]]:
-    # Hardly anybody needs a NATS client; the others need not wait for its import.
-    import nats
-    from nats.js.api import DeliverPolicy
-
+def _nats_options(url: str) -> dict[str, Any]:
+    """How to connect; BadParameter where address, settings or certificates cannot be used."""
+    # Hardly anybody needs NATS; the others need not wait for what it imports.
     from libs.jetstream_options import connection_options
     from libs.settings import NatsSettings
 
-    settings = NatsSettings(url=tuple(one.strip() for one in url.split(",")))
-    client = await nats.connect(**connection_options(settings), name="carillon tail")
     try:
-        subscription = await client.jetstream().subscribe(
-            f"carillon.events.{tenant or '*'}.>",
-            stream="EVENTS",
-            ordered_consumer=True,
-            deliver_policy=DeliverPolicy.NEW,
-        )
+        return connection_options(NatsSettings(url=tuple(one.strip() for one in url.split(","))))
+    except ValidationError as error:
+        found = [f"{one['loc'][0]}: {one['msg'].removeprefix('Value error, ')}." for one in error.errors()]
+        wrong = " ".join(found)
+    except OSError as error:
+        wrong = f"certificates cannot be read: {error}."
+    raise typer.BadParameter(wrong, param_hint="--nats")
+
+
+async def _follow_events(
+    options: dict[str, Any], session: Session, queue: asyncio.Queue[Seen], sources: Sources
+) -> None:
+    """Those of one tenant, or of all that NATS's own permissions let us see, from now on.
+
+    Ends, having said why, where they cannot be followed within the time that a call has; later NATS may come and go.
+    """
+    from nats.aio.client import Client
+    from nats.errors import Error
+    from nats.js.api import DeliverPolicy
+    from nats.js.errors import NotFoundError
+
+    async def complain(error: Exception | str) -> None:
+        text = str(error) or "nobody answers"
+        sources.complain("events", f"Events cannot be followed at {','.join(options['servers'])}: {text}")
+
+    client = Client()
+    try:
+        async with asyncio.timeout(session.timeout_s):
+            await client.connect(**options, name="carillon tail", error_cb=complain)
+            subscription = await client.jetstream().subscribe(
+                f"carillon.events.{session.tenant or '*'}.>",
+                stream="EVENTS",
+                ordered_consumer=True,
+                deliver_policy=DeliverPolicy.NEW,
+            )
+        sources.answered("events")
         async for message in subscription.messages:
+            sources.answered("events")
             with suppress(ValueError):
-                yield json.loads(message.data)
+                await queue.put(_seen(json.loads(message.data)))
+    except NotFoundError:
+        await complain("there is no stream EVENTS; schedulers make it.")
+    except (OSError, Error) as error:
+        # That the time is over says less than why it was not enough.
+        await complain((isinstance(error, TimeoutError) and client.last_error) or error)
     finally:
         await client.close()
+
+
+def _seen(event: dict[str, Any]) -> Seen:
+    return Seen(
+        kind="event",
+        id=str(event.get("id", "")),
+        state="published",
+        time=_time_of(event),
+        text=f"{event.get('subject', '')}  {event.get('type', '')}  {event.get('carillontimerid', '')}",
+        plain=event,
+    )
 
 
 def _time_of(event: dict[str, Any]) -> datetime:

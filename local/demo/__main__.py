@@ -44,6 +44,7 @@ from local.stack import SERVICES
 
 _DAYS = 10  # As many as pass in a minute on two cores, the services' start not counted.
 _RATE = 120_000.0
+_MARKER = "this-is-a-demo"  # A lock is in every stack's directory.
 _ENV = {
     "CARILLON_SHARDS": "8",  # Two cores: fewer shards make larger frames. With 64 the same takes half as long again.
     "CARILLON_DISPATCHER_CLAIM_TIME": "2s",  # A killed dispatcher's mails wait for this; real ones can afford more.
@@ -92,7 +93,7 @@ def main() -> int:
 
 
 def _run(options: Options, console: Console) -> int:
-    _clear(options.directory)
+    make_room(options.directory)
     plan, expected = make_plan(load(), options.days), expect(CSV, options.days)
     began_s = time.monotonic()
     kind = ComposeStack if options.compose else ProcessStage
@@ -122,19 +123,26 @@ def _run(options: Options, console: Console) -> int:
     return 0 if outcome.is_exact else 1
 
 
-def _clear(directory: Path) -> None:
-    """Delete what an earlier run left; nothing else, and not under the feet of one that is still running."""
-    lock = directory / "lock"
-    if not directory.exists() or not any(directory.iterdir()):
-        return
-    if not lock.exists():
-        raise ProcessError(f"{directory} holds something that is not a demo's; name another --directory.")
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ProcessError(f"Another demo is running in {directory}.") from None
-        shutil.rmtree(directory)
+def make_room(directory: Path) -> None:
+    """Make it a demo's own, without what an earlier one left in it.
+
+    Raises ProcessError where it holds anything else, such as another stack's data, or where a demo is still running.
+    """
+    marker = directory / _MARKER
+    if marker.exists():
+        with (directory / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ProcessError(f"Another demo is running in {directory}.") from None
+            shutil.rmtree(directory)
+    elif directory.exists() and any(directory.iterdir()):
+        raise ProcessError(
+            f"{directory} holds what no demo has marked as its own (with the file {_MARKER}). Name another --directory,"
+            " or delete it if an older demo has left it."
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    marker.touch()
 
 
 async def _replay(options: Options, stack: Stage, plan: Plan, expected: Expected, console: Console) -> Replayed:

@@ -101,6 +101,35 @@ def test_an_interrupted_run_is_finished_by_running_it_again(services: FakeServic
     assert (first, second) == (third, fourth)
 
 
+def test_a_line_that_is_none_stops_it_and_what_was_sent_before_is_told(services: FakeServices, tmp_path: Path) -> None:
+    """Exit code 3; mended, the second run sends the first batch under the same key."""
+    good = lines(BATCH + 101)
+    (tmp_path / "many.jsonl").write_bytes(good[: good.rindex(b'{"entity')] + b"nonsense\n")
+    ran = services.run("notify", "--file", str(tmp_path / "many.jsonl"))
+    assert (ran.code, ran.out) == (3, "500 accepted, 0 refused.\n")
+    assert ran.err.startswith("Stopped: line 601 is not JSON")
+    assert "Run it again" in ran.err
+    (tmp_path / "many.jsonl").write_bytes(good)
+    ran = services.run("notify", "--file", str(tmp_path / "many.jsonl"))
+    assert (ran.code, ran.out) == (0, "601 accepted, 0 refused.\n")
+    first, second, third = (request.idempotency_key for request in services.asked("Notify"))
+    assert first == second != third
+
+
+def test_a_line_that_is_none_before_anything_was_sent_is_a_wrong_file(services: FakeServices) -> None:
+    """Exit code 2: nothing has happened."""
+    ran = services.run("notify", "--file", "-", input='{"entity": "e"}\nnonsense\n')
+    assert (ran.code, ran.out, services.calls) == (2, "", [])
+    assert "line 2 is not JSON" in ran.err
+
+
+def test_a_line_that_is_none_after_refusals_only_is_told_with_them(services: FakeServices) -> None:
+    """Exit code 1: they were sent, and nothing was accepted."""
+    ran = services.run("notify", "--file", "-", input="{}\n" * BATCH + "nonsense\n")
+    assert (ran.code, ran.out) == (1, "0 accepted, 500 refused.\n")
+    assert "Stopped: line 501 is not JSON" in ran.err
+
+
 def test_schedules_and_requests_come_from_files_too(services: FakeServices) -> None:
     """The same way."""
     services.answers["Schedule"] = intake.ScheduleResponse(results=[intake.ItemResult(id="t1")])

@@ -154,6 +154,17 @@ def test_a_process_that_lacks_what_it_stands_on_says_so(services: FakeServices, 
     assert (code, [one["check"] for one in found]) == (1, [check])
 
 
+def test_a_service_that_goes_away_in_between_takes_no_findings_with_it(services: FakeServices) -> None:
+    """The status is asked twice of a scheduler: the second time in vain, everything else is told all the same."""
+    away = Refuses(code=grpc.StatusCode.FAILED_PRECONDITION, message="Going away.")
+    services.answers["GetStatus"] = [status("scheduler"), away]
+    code, found = examined(services, "scheduler")
+    assert (code, [(one["check"], one["text"]) for one in found]) == (
+        1,
+        [("status", "Going away. (FAILED_PRECONDITION)")],
+    )
+
+
 def test_of_a_service_that_cannot_be_reached_nothing_else_is_asked(services: FakeServices) -> None:
     """One finding, with the address."""
     ran = services.run(

@@ -59,6 +59,64 @@ def test_the_environment_wins_over_a_profile(services: FakeServices, tmp_path: P
     assert [one["carillon-tenant"] for _, _, one in services.calls] == ["env", "line"]
 
 
+@pytest.mark.parametrize(
+    ("profile", "environment", "line", "sent"),
+    [
+        ("token_file", {}, ["--token", "line"], "line"),
+        ("token", {}, ["--token-file", "LINE"], "from-LINE"),
+        ("", {"CARILLON_TOKEN_FILE": "ENV"}, ["--token", "line"], "line"),
+        ("", {"CARILLON_TOKEN": "env"}, ["--token-file", "LINE"], "from-LINE"),
+        ("token_file", {"CARILLON_TOKEN": "env"}, [], "env"),
+        ("token", {"CARILLON_TOKEN_FILE": "ENV"}, [], "from-ENV"),
+        ("token_file", {"CARILLON_TOKEN_FILE": "ENV"}, ["--token", "line"], "line"),
+        ("token_file", {}, [], "from-PROFILE"),
+        ("token_file", {}, ["--token", ""], None),
+    ],
+)
+def test_the_token_that_was_said_louder_counts(
+    services: FakeServices,
+    tmp_path: Path,
+    profile: str,
+    environment: dict[str, str],
+    line: list[str],
+    sent: str | None,
+) -> None:
+    """As itself or in a file: it decides whose things are cancelled. What is said and empty is none."""
+    files = {name: tmp_path / name for name in ("PROFILE", "ENV", "LINE")}
+    for name, file in files.items():
+        file.write_text(f"from-{name}\n")
+    says = {"token": "profile", "token_file": str(files["PROFILE"])}
+    text = '[default]\nintake_endpoint = "ADDRESS"\n' + (f'{profile} = "{says[profile]}"\n' if profile else "")
+    known = {name: str(files.get(value, value)) for name, value in environment.items()}
+    (tmp_path / "c.toml").write_text(text.replace("ADDRESS", services.address))
+    (tmp_path / "c.toml").chmod(0o600)
+    typed = [str(files.get(word, word)) for word in line]
+    where = {"CARILLON_INTAKE_ENDPOINT": "", "CARILLON_CONFIG": str(tmp_path / "c.toml")}
+    ran = services.run("cancel", "account:17", *typed, **where, **known)
+    assert ran.code == 0, ran.err
+    ((_, _, metadata),) = services.calls
+    assert metadata.get("authorization") == (f"Bearer {sent}" if sent else None)
+
+
+@pytest.mark.parametrize(
+    ("profile", "environment", "line", "place"),
+    [
+        ("", {}, ["--token", "a", "--token-file", "b"], "the command line"),
+        ("", {"CARILLON_TOKEN": "a", "CARILLON_TOKEN_FILE": "b"}, [], "the environment"),
+        ('token = "a"\ntoken_file = "b"', {}, [], "the profile"),
+    ],
+)
+def test_two_tokens_said_equally_loud_are_refused(
+    services: FakeServices, tmp_path: Path, profile: str, environment: dict[str, str], line: list[str], place: str
+) -> None:
+    """Exit code 2, and where they are said: nobody knows who is meant."""
+    (tmp_path / "c.toml").write_text(f"[default]\n{profile}\n")
+    (tmp_path / "c.toml").chmod(0o600)
+    ran = services.run("cancel", "e", *line, CARILLON_CONFIG=str(tmp_path / "c.toml"), **environment)
+    assert (ran.code, services.calls) == (2, [])
+    assert f"{place} gives both a token and a token file" in " ".join(ran.err.replace("│", " ").split())
+
+
 def test_help_does_not_show_a_profiles_token(services: FakeServices, tmp_path: Path) -> None:
     """Although it shows defaults."""
     path = tmp_path / "c.toml"
@@ -95,6 +153,23 @@ def test_a_token_that_others_may_read_is_refused(services: FakeServices, tmp_pat
     ran = services.run("cancel", "e", CARILLON_CONFIG=str(path))
     assert (ran.code, "chmod 600" in ran.err) == (2, True)
     assert "of-the-shop" not in ran.err
+
+
+def test_a_token_of_another_profile_counts_too(services: FakeServices, tmp_path: Path) -> None:
+    """Others can read it, whichever profile is chosen, or none."""
+    path = tmp_path / "c.toml"
+    run(services, path, '[bank]\ntenant = "bank"\n[shop]\ntoken = "of-the-shop"\n')
+    path.chmod(0o640)
+    for arguments in (["--profile", "bank"], []):
+        ran = services.run(*arguments, "cancel", "e", CARILLON_CONFIG=str(path))
+        assert (ran.code, "chmod 600" in ran.err) == (2, True)
+
+
+def test_a_profile_may_have_fractions(services: FakeServices, tmp_path: Path) -> None:
+    """Of a second, as the command line may; bounds are the same."""
+    text = '[default]\nintake_endpoint = "ADDRESS"\ntimeout = 2.5\n'
+    assert run(services, tmp_path / "c.toml", text).code == 0
+    assert run(services, tmp_path / "c.toml", text.replace("2.5", "0.01")).code == 2
 
 
 def test_profiles_know_the_options_of_all_commands(services: FakeServices, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from carillon.scheduler.v1 import scheduler_pb2 as scheduler
 from carillon.scheduler.v1 import timer_pb2 as timer
 
 from libs.wire import from_timestamp, to_timestamp
-from tests.support.fake_services import FakeServices, Refuses, fake_services
+from tests.support.fake_services import SERVICES, FakeServices, Refuses, fake_services
 
 NOON = to_timestamp(datetime(2026, 12, 1, 12, tzinfo=UTC))
 
@@ -89,3 +89,60 @@ def test_where_nothing_can_be_followed_it_ends_at_once(services: FakeServices) -
     ran = services.run("tail", "--only", "events", CARILLON_NATS_URL="")
     assert ran.code == 1
     assert "--nats" in ran.err
+
+
+NO_SERVICES = {f"CARILLON_{name.upper()}_ENDPOINT": "" for name in SERVICES}
+NOBODY = "nats://127.0.0.1:1"
+
+
+def test_events_need_no_service_and_where_nobody_is_it_says_so_once(
+    services: FakeServices, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Exit code 1, in as long as a call may take, without a log of the tries."""
+    ran = services.run("tail", "--only", "events", "--nats", NOBODY, "--timeout", "1", **NO_SERVICES)
+    assert (ran.code, ran.out) == (1, "")
+    (said,) = ran.err.splitlines()
+    assert said.startswith(f"Events cannot be followed at {NOBODY}: ")
+    assert "Connect call failed" in said
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("only", ["events", "deliveries"])
+def test_where_nobody_answered_until_its_end_it_was_in_vain(services: FakeServices, only: str) -> None:
+    """Exit code 1, where something was wrong and nothing could be followed; the reason once."""
+    services.answers["ListDeliveries"] = Refuses(code=grpc.StatusCode.INTERNAL, message="Broken.")
+    ran = services.run("tail", "--only", only, "--nats", NOBODY, "--interval", "10ms", "--for", "300ms")
+    assert (ran.code, ran.out, len(ran.err.splitlines())) == (1, "", 1)
+
+
+def test_without_events_the_rest_is_followed(services: FakeServices) -> None:
+    """For as long as it is wanted."""
+    services.answers["ListDeliveries"] = deliveries()
+    arguments = ["--only", "deliveries", "--only", "events", "--nats", NOBODY, "--timeout", "0.2"]
+    ran = services.run("tail", *arguments, "--interval", "10ms", "--for", "1s")
+    assert (ran.code, len(ran.err.splitlines())) == (0, 1)
+    assert len(services.asked("ListDeliveries")) > 25
+
+
+@pytest.mark.parametrize(
+    ("url", "says"), [("127.0.0.1:4222", "nats://host:port"), ("nats://ann:secret@127.0.0.1:4222", "credentials")]
+)
+def test_an_address_that_is_none_is_named(services: FakeServices, url: str, says: str) -> None:
+    """Exit code 2, before anybody is asked."""
+    ran = services.run("tail", "--nats", url)
+    assert (ran.code, services.calls) == (2, [])
+    assert "--nats" in ran.err
+    assert says in ran.err
+    assert "secret" not in ran.err
+
+
+def test_a_certificate_that_is_not_there_is_told(services: FakeServices) -> None:
+    """Exit code 2, at once."""
+    ran = services.run("tail", "--only", "events", "--nats", NOBODY, CARILLON_NATS_TLS_CA_FILE="/not/there")
+    assert (ran.code, "No such file" in ran.err) == (2, True)
+
+
+def test_without_any_address_it_ends_at_once(services: FakeServices) -> None:
+    """Exit code 1."""
+    ran = services.run("tail", CARILLON_NATS_URL="", **NO_SERVICES)
+    assert (ran.code, "give endpoints, or --nats" in ran.err) == (1, True)
