@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from datetime import timedelta
 
 from libs.errors import FailedPrecondition, Unavailable
 from libs.links.frames import all_subjects, stream_name, subject_of
@@ -24,7 +23,6 @@ from services.scheduler.store_queries import QueryStore
 RECEIVERS = ("digest", "intake", "dispatcher")
 """Where fired timers send to."""
 
-_TOMBSTONE_SLACK = timedelta(hours=1)  # A frame's age is by its sender's clock, a tombstone's by the database's.
 _NUDGES = "carillon.scheduler.nudge"
 
 
@@ -82,7 +80,7 @@ async def build(runtime: Runtime, settings: Settings) -> Service:
         replica=runtime.replica,
         shard_count=runtime.shards,
         ttl=own.lease_ttl,
-        tombstones_after=runtime.links.inbox_retention + _TOMBSTONE_SLACK,
+        tombstones_after=runtime.links.tombstone_retention,
         consume=consume,
         nudge=nudge,
     )

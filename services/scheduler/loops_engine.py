@@ -20,7 +20,7 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 from libs.clock import Clock
@@ -34,8 +34,8 @@ from services.scheduler import metrics
 from services.scheduler.commands import Command
 from services.scheduler.conditions import Answer
 from services.scheduler.events import OutgoingEvent
-from services.scheduler.loops_caution import Caution
-from services.scheduler.loops_mailbox import Arrival, Mailbox
+from services.scheduler.loops_caution import Caution, Pace
+from services.scheduler.loops_mailbox import Arrival, Mailbox, hand_back
 from services.scheduler.loops_ports import Asker, Codec, Database, Events, Sender, Settlement, Store
 from services.scheduler.loops_traces import Firing
 from services.scheduler.loops_turn import Committed, Turn
@@ -95,6 +95,7 @@ class Engine:
         self._lanes = [_Lane(number) for number in range(settings.lanes)]
         self._has_room = True
         self._caution = Caution()
+        self._pace = Pace(settings.lease_ttl)
         self.is_trusted: Callable[[], bool] = lambda: True
         self.on_lost: Callable[[], None] = lambda: None
 
@@ -122,11 +123,11 @@ class Engine:
                     self._answers.pop(number, None)
                     self._caution.forget(number)
                 mail += self._mailbox.remove(members)
-        await _hand_back(one.incoming for one in mail)
+        await hand_back(one.incoming for one in mail)
 
     async def hand_back_mail(self) -> None:
         """Give all waiting mail back to the broker; somebody else may be able to handle it."""
-        await _hand_back(one.incoming for one in self._mailbox.remove(range(self._shard_count)))
+        await hand_back(one.incoming for one in self._mailbox.remove(range(self._shard_count)))
 
     def wake(self) -> None:
         """Look for work again: a lease was renewed, a shard has come, a link has room."""
@@ -166,7 +167,7 @@ class Engine:
                 waiting.popleft()
                 self._lane_of(shard).wake.set()
         except asyncio.CancelledError:
-            await _hand_back(waiting)  # Or they would come to the shard's next owner only after ACK_WAIT.
+            await hand_back(waiting)  # Or they would come to the shard's next owner only after ACK_WAIT.
             raise
 
     def _commands_of(self, shard: int, incoming: IncomingFrame) -> list[Command]:
@@ -313,15 +314,16 @@ class Engine:
         for answers in turn.answers.values():
             needs |= needs_of_answers(answers)
         known = await self._store.load(tx, needs)
-        for one in fresh:
-            turn.shards[one.shard].handle(one.commands, known, now)
-        for number in turn.answers.keys() & turn.shards.keys():
-            turn.shards[number].answer(turn.answers[number], known, now)
+        with self._pace.deciding(turn):
+            for one in fresh:
+                turn.shards[one.shard].handle(one.commands, known, now)
+            for number in turn.answers.keys() & turn.shards.keys():
+                turn.shards[number].answer(turn.answers[number], known, now)
 
     async def _fire(self, tx: Transaction, turn: Turn, now: datetime) -> Mapping[UUID, Addressed | OutgoingEvent]:
         """Fire what is due, at most the turn's share of each shard; what each timer sends if it does fire."""
         due = [s for s in turn.shards.values() if turn.most_timers and (at := s.next_at()) and at <= now]
-        limit = max(1, turn.most_timers // max(1, len(due)))
+        limit = max(1, self._pace.most_timers(turn.most_timers) // max(1, len(due)))
         turn.taken = {shard.number: shard.take_due(now, limit) for shard in due}
         needs = Needs()
         for timers in turn.taken.values():
@@ -330,8 +332,9 @@ class Engine:
         timers = [timer for timers in turn.taken.values() for timer in timers]
         encoded, broken = self._codec.encode(timers, now, turn.firing.begin(timers))
         broken |= self._caution.blamed
-        for shard in due:
-            shard.fire(turn.taken[shard.number], known, now, broken)
+        with self._pace.deciding(turn, len(timers)):
+            for shard in due:
+                shard.fire(turn.taken[shard.number], known, now, broken)
         return encoded
 
     async def _after_commit(self, committed: Committed | None, firing: Firing) -> None:
@@ -347,6 +350,7 @@ class Engine:
 
     async def _on_failure(self, turn: Turn, error: Exception) -> None:
         metrics.TURNS.labels("failed").inc()
+        error = self._pace.own_fault(turn, error)
         log.warning(
             "A turn failed; its shards are taken anew.",
             extra={"shards": len(turn.shards), "frames": len(turn.arrivals), "error": repr(error)},
@@ -391,8 +395,3 @@ class Engine:
         metrics.FIRING_PAUSED.set(not self._has_room)
         if self._has_room and not had_room:
             self.wake()
-
-
-async def _hand_back(frames: Iterable[IncomingFrame]) -> None:
-    for one in frames:
-        await one.message.nak(timedelta(0))

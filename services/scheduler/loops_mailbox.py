@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from uuid import UUID
 
 from libs.links.receiver import IncomingFrame
@@ -99,3 +100,9 @@ class Mailbox:
     def _pop(box: _Box) -> Arrival:
         box.has_room.set()
         return box.arrivals.popleft()
+
+
+async def hand_back(frames: Iterable[IncomingFrame]) -> None:
+    """Have the broker give them to somebody else, at once."""
+    for one in frames:
+        await one.message.nak(timedelta(0))

@@ -16,7 +16,7 @@ from services.scheduler.timer import Timer
 
 @dataclass(slots=True, kw_only=True)
 class Turn:
-    """What one turn is about. `taken`: the timers it tried to fire, once it has."""
+    """What one turn is about. `taken`: the timers it tried to fire, once it has; `decided_s`: of processor time."""
 
     shards: dict[int, Shard]
     arrivals: list[Arrival]
@@ -24,6 +24,7 @@ class Turn:
     answers: dict[int, list[Answer]] = field(default_factory=dict)
     is_careful: bool = False
     taken: dict[int, list[Timer]] = field(default_factory=dict)
+    decided_s: float = 0.0
     firing: Firing = field(default_factory=Firing)
 
 

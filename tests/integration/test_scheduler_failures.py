@@ -1,6 +1,7 @@
 """What goes wrong: bad frames, timers that cannot fire, Postgres restarted, JetStream wiped."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
@@ -12,7 +13,7 @@ from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import timer_pb2
 
 from libs.ids import derived_id, new_id
-from libs.links import metrics
+from libs.links import metrics, receiver
 from libs.links.frames import REPLY_HEADER, Addressed, OutgoingFrame, subject_of
 from libs.links.receiver import MAX_FAILURES
 from libs.links.sender import Sender
@@ -22,6 +23,7 @@ from local.servers import NatsServer, PostgresServer
 from services.scheduler.commands import Changes
 from services.scheduler.shard import Shard
 from services.scheduler.store import TurnStore
+from services.scheduler.timer import Timer
 from tests.support.fixtures import OpenBus, OpenDatabase
 from tests.support.scheduler_world import SHARDS, START, SchedulerWorld, scheduler_world
 
@@ -157,6 +159,46 @@ async def test_a_timer_whose_firing_cannot_be_written_is_found_and_fails_alone(
     await world.peer.send(world.peer.timer("e77", START))  # In the shard of the bad one, and after it.
     await world.peer.received(200)
     assert await world.stored(bad_id) == (8, "RuntimeError: cannot be written")
+
+
+def _work(seconds: float) -> None:
+    until_s = time.thread_time() + seconds
+    while time.thread_time() < until_s:
+        pass
+
+
+async def test_timers_that_are_slow_to_decide_fire_in_turns_that_end_in_time(
+    world: SchedulerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once they take two leases; Postgres ends such a turn, and the next ones are as small as they must be."""
+    fire = Shard.fire
+
+    def slow(self: Shard, timers: Sequence[Timer], *rest: Any) -> None:
+        _work(0.02 * len(timers))
+        fire(self, timers, *rest)
+
+    monkeypatch.setattr(Shard, "fire", slow)
+    await world.peer.send(*(world.peer.timer("e", START + MINUTE) for _ in range(100)))
+    world.clock.advance(MINUTE)
+    assert len({one.timer_id for one in await world.peer.received(100, timeout=40)}) == 100
+
+
+async def test_a_frame_that_takes_longer_than_a_lease_is_put_aside(
+    world: SchedulerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Postgres ends its transaction each time; it does not hold up its shard for ever."""
+    handle = Shard.handle
+
+    def slow(self: Shard, commands: Sequence[Any], *rest: Any) -> None:
+        _work(1.2 * any(command.entity == "slow" for command in commands))
+        handle(self, commands, *rest)
+
+    monkeypatch.setattr(Shard, "handle", slow)
+    monkeypatch.setattr(receiver, "MAX_FAILURES", 2)
+    slow_id = await _post(world, world.peer.timer("slow", START), _shard("slow"))
+    [(dead_id, reason)] = await _dead(world, 1)
+    assert dead_id == slow_id
+    assert "deciding took 1.2 s" in reason
 
 
 async def test_inv2_the_watermark_and_what_fired_are_one_transaction(
