@@ -111,6 +111,8 @@ def _options(max_message_bytes: int, service_config: dict[str, object]) -> list[
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 5_000),
+        # A pod that is replaced has a new address. With the usual 30 s a rollout leaves nobody to call meanwhile.
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.service_config", json.dumps(service_config)),
     ]
 

@@ -116,6 +116,7 @@ def _top() -> dict[str, Schema]:
         "client": object_of(
             {
                 **_pods(),
+                **_account(),
                 "token": _ref("secret"),
                 "tenant": text(),
                 "ca": _ref("public"),
@@ -141,7 +142,14 @@ def _top() -> dict[str, Schema]:
             {
                 "serviceMonitor": _ref("monitor"),
                 "podMonitor": _ref("monitor"),
-                "prometheusRule": object_of({**_published(), "runbooks": text(r"^(https?://.+/)?$")}),
+                "prometheusRule": object_of(
+                    {
+                        **_published(),
+                        "runbooks": text(r"^(https?://.+/)?$"),
+                        "disabled": {"type": "array", "items": text()},
+                        "extraGroups": {"type": "array", "items": _MAP},
+                    }
+                ),
                 "dashboards": object_of(_published()),
             }
         ),
@@ -154,6 +162,7 @@ def _service() -> dict[str, Schema]:
     budget = {"type": ["integer", "string"]}
     return {
         **_pods(),
+        **_account(),
         "replicas": number(0, 1024),
         "extraEnvFrom": _LIST,
         "extraVolumes": _LIST,
@@ -190,29 +199,29 @@ def _service() -> dict[str, Schema]:
     }
 
 
-def _one_service(name: str) -> dict[str, Schema]:
-    return {**_service(), "config": _ref(f"{name}Config"), "secrets": _ref("secrets")}
+def _account() -> dict[str, Schema]:
+    """What services, migrations and clients have: batches and tests run as the clients' account."""
+    return {"serviceAccount": _ref("serviceAccount"), "annotations": texts()}
 
 
 def _pods() -> dict[str, Schema]:
     """What all pods of ours have."""
     maps = ("podSecurityContext", "securityContext", "resources", "nodeSelector", "affinity", "dnsConfig")
     return {
-        "serviceAccount": _ref("serviceAccount"),
         **dict.fromkeys(maps, _MAP),
-        **dict.fromkeys(("annotations", "podAnnotations", "podLabels"), texts()),
+        **dict.fromkeys(("podAnnotations", "podLabels"), texts()),
         **dict.fromkeys(("tolerations", "hostAliases", "extraEnv"), _LIST),
         **dict.fromkeys(("priorityClassName", "runtimeClassName", "schedulerName", "dnsPolicy"), text()),
     }
 
 
 def _autoscaling() -> Schema:
-    metric = object_of({"perReplica": text(least=1), "query": text(least=1)}, or_null=True)
+    # KEDA takes no quantity such as 500m, and then does not scale at all; a number is a quantity for the HPA.
+    share = text(r"^\d+(\.\d+)?$")
+    metric = object_of({"perReplica": share, "query": text(least=1), "selector": texts()}, or_null=True)
     prometheus = {"serverAddress": text(), "selector": text(), "metadata": texts(), "authenticationRef": _MAP}
     keda = {
         "enabled": _BOOL,
-        "pollingInterval": number(1, 3600),
-        "cooldownPeriod": number(0, 86400),
         "fallback": _MAP,
         "prometheus": object_of(prometheus),
         "extraTriggers": _LIST,
@@ -253,6 +262,7 @@ def _tls() -> Schema:
 def _migrations() -> dict[str, Schema]:
     return {
         **_pods(),
+        **_account(),
         **_job(),
         "enabled": _BOOL,
         "extraEnvFrom": _LIST,
@@ -285,6 +295,7 @@ def _batch_options() -> dict[str, Schema]:
         "suspend": _BOOL,
         "attempts": number(1, 100),
         "within": text(DURATION),
+        "annotations": texts(),
         "labels": texts(),
     }
 

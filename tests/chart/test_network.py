@@ -146,6 +146,15 @@ def test_every_pod_can_resolve_names(guarded: Rendered) -> None:
         assert {("UDP", 53), ("TCP", 53)} <= _egress_ports(guarded, pod), pod.name
 
 
+def test_dns_is_reached_where_clusters_have_it() -> None:
+    """On a node's own address with NodeLocal DNSCache, and behind OpenShift's Service, where pods listen on 5353."""
+    guarded = render("minimal", values=_guards())
+    for pod in pods(guarded.objects):
+        rules = [rule for rule in _rules(guarded, pod, "egress") if {"port": 53, "protocol": "UDP"} in rule["ports"]]
+        assert any({"ipBlock": {"cidr": "169.254.20.10/32"}} in rule["to"] for rule in rules), pod.name
+        assert {("UDP", 5353), ("TCP", 5353)} <= _egress_ports(guarded, pod), pod.name
+
+
 def test_postgres_is_for_services_and_migrations_only(guarded: Rendered) -> None:
     """NATS is for the services only, SMTP and webhooks for the dispatcher."""
     for pod in pods(guarded.objects):

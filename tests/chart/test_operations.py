@@ -1,6 +1,7 @@
 """What happens to a release over time: migrations, batches, disruptions, scaling, and the test that helm runs."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -184,6 +185,7 @@ def test_keda_asks_for_metrics_that_exist() -> None:
             assert measured <= metrics(), measured - metrics()
             assert "$" not in trigger["metadata"]["query"], "a placeholder that nobody filled"
             assert trigger["metadata"]["ignoreNullValues"] == "false"
+            assert float(trigger["metadata"]["threshold"]) > 0, "KEDA reads a number, and no quantity such as 500m"
 
 
 def test_both_ways_of_scaling_go_by_the_same_metrics() -> None:
@@ -203,6 +205,34 @@ def test_both_ways_of_scaling_go_by_the_same_metrics() -> None:
         assert 1 <= one["spec"]["minReplicas"] < one["spec"]["maxReplicas"]
 
 
+def test_an_hpa_asks_for_the_series_that_keda_asks_for() -> None:
+    """Its selector has the labels that the query names, beside the release's: with others it would match nothing."""
+    ours = {"cluster": "a"}
+    rendered = render(_plain(), values={"defaults": {"autoscaling": {"hpa": {"enabled": True, "selector": ours}}}})
+    for service, metrics_of in _scaled_by().items():
+        scaler = rendered.named("HorizontalPodAutoscaler", f"carillon-{service}")
+        assert scaler is not None
+        found = {
+            one["external"]["metric"]["name"]: one["external"]["metric"]["selector"]["matchLabels"]
+            for one in scaler["spec"]["metrics"]
+        }
+        assert found == {name: {**ours, **_labels(how["query"])} for name, how in metrics_of.items()}
+
+
+def test_the_readmes_adapter_answers_what_hpas_ask() -> None:
+    """A rule for each metric, with the query that values.yaml has for KEDA; labels come from the selector."""
+    (block,) = re.findall(r"```yaml\n(  rules:.*?)```", (CHART / "README.in.md").read_text(), re.DOTALL)
+    answered = {
+        rule.get("name", {}).get("as", rule["seriesQuery"]): " ".join(rule["metricsQuery"].split())
+        for rule in yaml.safe_load(block)["rules"]["external"]
+    }
+    assert answered == {
+        name: re.sub(r'\w+="[^"]*",\$selector', "$selector", how["query"]).replace("$selector", "<<.LabelMatchers>>")
+        for metrics_of in _scaled_by().values()
+        for name, how in metrics_of.items()
+    }
+
+
 @pytest.mark.parametrize("kind", ["hpa", "keda"])
 def test_whoever_scales_is_alone_with_it(kind: str) -> None:
     """A Deployment that is scaled has no `replicas`: an upgrade would set them back."""
@@ -218,6 +248,25 @@ def test_alerts_reach_prometheus_as_they_are_written(rendered: Rendered) -> None
     written = yaml.safe_load(text.replace("runbook_url: docs/runbooks/", f"runbook_url: {runbooks}"))
     for one in rendered.of("PrometheusRule"):
         assert one["spec"] == written
+
+
+def test_alerts_can_be_left_out_and_written_anew() -> None:
+    """All rules of that name are gone; groups of one's own come after those that are left."""
+    own = {"name": "ours", "rules": [{"alert": "Late", "expr": "up < 1", "annotations": {"summary": "{{ $value }}"}}]}
+    left_out = ["CarillonTimersLate", "CarillonTimersStuck"]
+    kept = [
+        {**group, "rules": [one for one in group["rules"] if one.get("alert") not in left_out]}
+        for group in _rule_groups()
+    ]
+    assert _rule_groups(disabled=left_out, extraGroups=[own]) == [*kept, own]
+
+
+def test_a_group_without_rules_is_left_out() -> None:
+    """Nothing is said about nothing."""
+    groups = _rule_groups()
+    alerts = {group["name"]: [one.get("alert") for one in group["rules"]] for group in groups}
+    left = _rule_groups(disabled=alerts["carillon-timers"])
+    assert left == [group for group in groups if group["name"] != "carillon-timers"]
 
 
 def test_dashboards_reach_grafana_as_they_are_written() -> None:
@@ -286,6 +335,25 @@ def _scaling(kind: str) -> dict[str, Any]:
     if kind == "keda":
         how["prometheus"] = {"serverAddress": "http://prometheus.monitoring:9090"}
     return {"defaults": {"autoscaling": {kind: how}}}
+
+
+def _rule_groups(**values: Any) -> list[dict[str, Any]]:
+    """The groups of the PrometheusRule."""
+    rendered = render(_plain(), values={"monitoring": {"prometheusRule": {"enabled": True, **values}}})
+    (rule,) = rendered.of("PrometheusRule")
+    groups: list[dict[str, Any]] = rule["spec"]["groups"]
+    return groups
+
+
+def _scaled_by() -> dict[str, dict[str, Any]]:
+    """What values.yaml scales each service by."""
+    services = yaml.safe_load((CHART / "values.yaml").read_text())["services"]
+    return {name: one["autoscaling"]["metrics"] for name, one in services.items()}
+
+
+def _labels(query: str) -> dict[str, str]:
+    """Those by which PromQL selects, beside $selector."""
+    return dict(re.findall(r'(\w+)="([^"]*)"', query))
 
 
 def _plain() -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from libs.rpc_client import _options
 from libs.settings import AuthMode
 from services.dispatcher.settings import DispatcherSettings
 from tests.chart.objects import Pod, environment, pods, runs_service, selects, service_of
@@ -142,6 +143,13 @@ def test_the_scheduler_hands_over_before_it_goes(rendered: Rendered) -> None:
     assert strategy["rollingUpdate"]["maxSurge"] not in (0, "0", "0%")
     (container,) = filter(runs_service, scheduler.containers)
     assert _pre_stop(container) > timedelta(0)
+
+
+def test_the_next_replica_goes_after_clients_have_come_back_to_the_last(rendered: Rendered) -> None:
+    """They may wait with it for as long as they ever wait between two attempts to connect."""
+    longest_ms = dict(_options(0, {}))["grpc.max_reconnect_backoff_ms"]
+    for deployment in rendered.of("Deployment"):
+        assert deployment["spec"]["minReadySeconds"] * 1000 >= longest_ms, deployment["metadata"]["name"]
 
 
 def test_deployments_select_their_own_pods(rendered: Rendered) -> None:

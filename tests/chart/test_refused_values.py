@@ -7,6 +7,7 @@ import pytest
 from tests.chart.rendering import CHART, Refused, helm, render
 
 BATCH = {"name": "flights", "schedule": "0 */4 * * *"}
+MUTUAL = {"enabled": True, "existingSecret": "tls", "clientCa": {"existingSecret": "callers-ca"}}
 DUPLICATE_PORTS = {"ports": {"grpc": 8080, "http": 8080}}
 
 # Beside each: what the message must say. A path is the schema's, a sentence the chart's own.
@@ -20,6 +21,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"config": {"CARILLON_NATZ_URL": "nats://nats:4222"}}, "CARILLON_NATZ_URL"),
     ({"config": {"CARILLON_GRPC_PORT": 7000}}, "CARILLON_GRPC_PORT"),
     ({"services": {"digest": {"config": {"CARILLON_DISPATCHER_SMTP_HOST": "smtp"}}}}, "CARILLON_DISPATCHER_SMTP_HOST"),
+    # Batches and tests are the clients' account, and a test's pod has podAnnotations.
+    ({"batches": [{**BATCH, "serviceAccount": {"name": "flights"}}]}, "serviceAccount"),
+    ({"batchDefaults": {"serviceAccount": {"name": "flights"}}}, "serviceAccount"),
+    ({"tests": {"serviceAccount": {"name": "tests"}}}, "serviceAccount"),
+    ({"tests": {"annotations": {"a": "b"}}}, "annotations"),
     # Settings in which the services have to agree.
     ({"services": {"digest": {"config": {"CARILLON_SHARDS": 8}}}}, "CARILLON_SHARDS"),
     # Secrets where they do not belong.
@@ -62,6 +68,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"defaults": {"autoscaling": {"keda": {"enabled": True}}}}, "autoscaling.keda.prometheus.serverAddress"),
     ({"defaults": {"autoscaling": {"hpa": {"enabled": True}, "keda": {"enabled": True}}}}, "exclude each other"),
     ({"defaults": {"autoscaling": {"hpa": {"enabled": True}, "minReplicas": 5, "maxReplicas": 2}}}, "minReplicas"),
+    # A quantity, which KEDA cannot read; it would scale by none of the metrics then.
+    ({"services": {"digest": {"autoscaling": {"metrics": {"a": {"perReplica": "500m"}}}}}}, "perReplica"),
+    ({"defaults": {"serviceAccount": {"name": "one"}}}, "name one would be made for digest, dispatcher, intake, sch"),
+    # Its hook would take the account away from everybody.
+    (
+        {"migrations": {"serviceAccount": {"name": "one"}}, "client": {"serviceAccount": {"name": "one"}}},
+        "name one would be made for client, migrations",
+    ),
+    ({"tls": MUTUAL, "batches": [BATCH]}, "client.certificate.existingSecret"),
+    ({"tls": MUTUAL, "batches": [BATCH], "tests": {"enabled": False}}, "client.certificate.existingSecret"),
+    ({"tls": MUTUAL}, "client.certificate.existingSecret"),
+    ({"monitoring": {"prometheusRule": {"disabled": ["CarillonTimersLat"]}}}, "there is no alert CarillonTimersLat"),
     (DUPLICATE_PORTS, "ports"),
     ({"ingress": {"enabled": True}}, "ingress.hosts"),
     ({"grpcRoute": {"enabled": True}}, "grpcRoute.parentRefs"),

@@ -1,7 +1,10 @@
 """The client's channel: credentials on every shape of call, and retries only where repeating is harmless."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from socket import inet_aton
 from typing import Any
 
 import grpc
@@ -27,6 +30,37 @@ class FailingOnce:
         if self.calls == 1:
             raise Unavailable("Starting.")
         return request
+
+
+class NameServer(asyncio.DatagramProtocol):
+    """DNS that knows one IPv4 address for every name (RFC 1035, 4.1)."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+        self.address = ""
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self.address = "{}:{}".format(*transport.get_extra_info("sockname"))
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        question = data[12 : data.index(b"\0", 12) + 5]
+        is_known = question[-4:] == b"\0\1\0\1"  # A, IN; of AAAA it knows none.
+        record = b"\xc0\x0c\0\1\0\1" + b"\0\0\0\0" + b"\0\4" + inet_aton(self.answer) if is_known else b""
+        head = data[:2] + b"\x81\x80" + b"\0\1" + (b"\0\1" if is_known else b"\0\0") + b"\0\0\0\0"
+        self._transport.sendto(head + question + record, addr)
+
+
+@asynccontextmanager
+async def name_server(answer: str) -> AsyncIterator[NameServer]:
+    """One that runs for the block, and says `answer` until it is told another."""
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.create_datagram_endpoint(lambda: NameServer(answer), local_addr=("127.0.0.1", 0))
+    try:
+        yield protocol
+    finally:
+        transport.close()
 
 
 async def say_tenant(_request: StringValue, context: Any) -> StringValue:
@@ -74,6 +108,20 @@ async def test_of_many_processes_those_that_stop_get_no_more_calls() -> None:
                 assert (await stub.Say(StringValue(value="one"))).value == "one"
                 await asyncio.sleep(0.005)
         await drain
+
+
+async def test_pods_that_were_replaced_are_found_soon() -> None:
+    """Under new addresses: when the last known one is gone the name is asked again at once, and not 30 s later."""
+    port = free_port()
+    async with AsyncExitStack() as stack:
+        names = await stack.enter_async_context(name_server("127.0.0.2"))
+        channel = await stack.enter_async_context(connect(f"dns://{names.address}/pods.test:{port}", is_many=True))
+        stub = ProbeStub(channel)
+        async with running(GrpcSettings(host="127.0.0.2", port=port)):
+            await stub.Say(StringValue(), wait_for_ready=True)
+        names.answer = "127.0.0.3"
+        async with running(GrpcSettings(host="127.0.0.3", port=port)):
+            await stub.Say(StringValue(), wait_for_ready=True, timeout=15)
 
 
 async def test_a_token_that_changes_is_asked_for_each_call() -> None:

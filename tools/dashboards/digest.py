@@ -23,8 +23,8 @@ def _now() -> Row:
         ),
         number(
             "Timer overdue",
-            "An open window whose time has come, but not its timer: look at the scheduler and its link.",
-            'max(carillon_digest_overdue_seconds{state="open"})',
+            "An open or held window whose time has come, but not its timer: look at the scheduler and its link.",
+            'max(carillon_digest_overdue_seconds{state=~"open|held"})',
             unit="s",
             warn=30,
             bad=300,
@@ -162,7 +162,7 @@ def _backlog() -> Row:
         ),
         graph(
             "Overdue by",
-            "Open: the timer has not come. Closing: not rendered yet.",
+            "Open, held: the timer has not come. Closing: not rendered yet.",
             ("max by (state) (carillon_digest_overdue_seconds{})", "{{state}}"),
             unit="s",
             log=True,

@@ -122,10 +122,11 @@ def _backlog() -> Row:
         ),
         graph(
             "Repeated, and answered early",
-            "Answered from their idempotency key; answered before they were applied; keys forgotten.",
+            "Answered from their idempotency key; answered before they were applied; keys and requests forgotten.",
             ("sum(rate(carillon_intake_repeated_calls_total{}[]))", "repeated"),
             ("sum(rate(carillon_intake_not_yet_applied_total{}[]))", "not yet applied"),
             ("sum(rate(carillon_intake_pruned_keys_total{}[]))", "forgotten"),
+            ("sum(rate(carillon_intake_forgotten_requests_total{}[]))", "forgotten requests"),
             unit="si:/s",
         ),
     )

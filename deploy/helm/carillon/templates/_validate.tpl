@@ -55,6 +55,22 @@ What a schema cannot say: values that only make sense together. Everything wrong
 {{- if and $values.batches (not (include "carillon.hasClientToken" .)) -}}
 {{- $wrong = append $wrong "batches need a token to call intake with: client.token.existingSecret" -}}
 {{- end -}}
+{{- if and $values.tls.enabled (or $values.tls.clientCa.existingSecret $values.tls.clientCa.existingConfigMap) (not $values.client.certificate.existingSecret) (or $values.batches (and $values.tests.enabled (include "carillon.hasClientToken" .))) -}}
+{{- $wrong = append $wrong "tls.clientCa refuses callers without a certificate: batches and tests need client.certificate.existingSecret (tests.enabled false: none)" -}}
+{{- end -}}
+{{- range $name, $of := include "carillon.madeAccounts" . | fromYaml -}}
+{{- if gt (len $of) 1 -}}
+{{- /* Two objects of one name; and the hook of migrations would delete it for all. */ -}}
+{{- $wrong = append $wrong (printf "serviceAccount.name %s would be made for %s: make a shared account yourself, and set serviceAccount.create to false" $name (join ", " $of)) -}}
+{{- end -}}
+{{- end -}}
+{{- $alerts := list -}}
+{{- range (.Files.Get "files/alerts.yaml" | fromYaml).groups -}}{{- range .rules -}}{{- $alerts = append $alerts .alert -}}{{- end -}}{{- end -}}
+{{- range $values.monitoring.prometheusRule.disabled -}}
+{{- if not (has . $alerts) -}}
+{{- $wrong = append $wrong (printf "monitoring.prometheusRule.disabled: there is no alert %s" .) -}}
+{{- end -}}
+{{- end -}}
 {{- if lt (len (uniq (list $values.ports.grpc $values.ports.http $values.ports.unsubscribe))) 3 -}}
 {{- $wrong = append $wrong "ports: grpc, http and unsubscribe must be three different ones" -}}
 {{- end -}}
@@ -72,6 +88,23 @@ What a schema cannot say: values that only make sense together. Everything wrong
 {{- if $wrong -}}
 {{- fail (printf "the values do not fit together:\n  - %s" (join "\n  - " $wrong)) -}}
 {{- end -}}
+{{- end }}
+
+{{/* The service accounts that the chart makes, as YAML: name → for whom. */}}
+{{- define "carillon.madeAccounts" -}}
+{{- $components := dict "client" .Values.client -}}
+{{- if .Values.migrations.enabled }}{{ $_ := set $components "migrations" .Values.migrations }}{{ end -}}
+{{- range $name := include "carillon.names" . | splitList " " -}}
+{{- $_ := set $components $name (include "carillon.service" (list $ $name) | fromYaml) -}}
+{{- end -}}
+{{- $made := dict -}}
+{{- range $name, $values := $components -}}
+{{- if $values.serviceAccount.create -}}
+{{- $account := include "carillon.serviceAccountName" (dict "root" $ "name" $name "values" $values) -}}
+{{- $_ := set $made $account (append (default list (get $made $account)) $name) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $made -}}
 {{- end }}
 
 {{/* [pdb, replicas]: how many of them may leave at once. Kubernetes rounds percentages up. */}}
