@@ -3,6 +3,7 @@
 from libs.service import Runtime, Service
 from services.intake import metrics
 from services.intake.loops import Measuring, Pruning
+from services.intake.loops_history import History
 from services.intake.rpc import IntakeRpc, servicer
 from services.intake.rpc_limits import RateLimit
 from services.intake.settings import ServiceSettings
@@ -36,9 +37,10 @@ async def build(runtime: Runtime, settings: ServiceSettings) -> Service:
         retention=settings.intake.idempotency_retention,
         interval=settings.intake.prune_interval,
     )
+    history = History(db=runtime.db, store=requests, clock=runtime.clock, retention=settings.intake.request_retention)
     measuring = Measuring(db=runtime.db, store=commands, backlogs=backlogs, header=TENANT_HEADER)
     return Service(
         servicers=[servicer(rpc)],
         apply=closings.apply,
-        loops={"prune": pruning.run, "measure": measuring.run},
+        loops={"prune": pruning.run, "history": history.run, "measure": measuring.run},
     )

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Protocol
 
-from libs.errors import Unavailable
 from libs.postgres import Database, Transaction
 from libs.telemetry.logs import get_logger
 from services.intake import metrics
@@ -51,8 +50,8 @@ class Pruning:
             try:
                 while await self.run_once() == PRUNED_AT_ONCE:
                     pass
-            except Unavailable as error:
-                log.warning("Could not forget old idempotency keys; trying again.", error=str(error))
+            except Exception as error:  # noqa: BLE001 - outermost frame of a loop that must go on.
+                log.warning("Could not forget old idempotency keys; trying again.", error=repr(error))
             await asyncio.sleep(self._interval.total_seconds())
 
 
@@ -76,6 +75,6 @@ class Measuring:
         while True:
             try:
                 await self.run_once()
-            except Unavailable as error:  # Then nothing is accepted anyway.
-                log.warning("Could not count the tenants' frames; trying again.", error=str(error))
+            except Exception as error:  # noqa: BLE001 - outermost frame of a loop that must go on.
+                log.warning("Could not count the tenants' frames; trying again.", error=repr(error))
             await asyncio.sleep(MEASURE_INTERVAL_S)

@@ -30,6 +30,9 @@ CLOSED_REQUESTS = Counter(
     ["state"],
 )
 PRUNED_KEYS = Counter("carillon_intake_pruned_keys_total", "Idempotency keys forgotten because of their age.")
+FORGOTTEN_REQUESTS = Counter(
+    "carillon_intake_forgotten_requests_total", "Requests deleted because they had been over for their retention."
+)
 LIMITED_CALLS = Counter(
     "carillon_intake_limited_calls_total", "Calls refused because of their tenant's limits: rate or backlog.", ["limit"]
 )

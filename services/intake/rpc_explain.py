@@ -54,13 +54,13 @@ async def explain(
 
 def story_of(request: Request, responses: Sequence[Response]) -> list[explain_pb2.Entry]:
     """Ascending by time; of more than `_MOST_ANSWERS` answers the latest."""
-    told = [derived_id("request-notification", request.id, provider) for provider in request.providers]
     submitted = _entry(
         request.submitted_at,
         "request_submitted",
         f"{request.customer} asked {len(request.providers)} providers about {request.item}.",
         request,
-        related=[derived_id("request-timer", request.id), *told][:100],
+        # Whom it was told digest knows by the entity: of older requests there is a notification for each provider.
+        related=[derived_id("request-timer", request.id), f"carillon:request:{request.id}"],
     )
     answers = [
         _entry(
@@ -99,7 +99,7 @@ def _entry(
     request: Request,
     details: dict[str, str] | None = None,
     *,
-    related: Sequence[UUID] = (),
+    related: Sequence[UUID | str] = (),
 ) -> explain_pb2.Entry:
     about = {"request_id": str(request.id), "batch": request.batch, "state": request.state.name.lower()}
     return explain_pb2.Entry(

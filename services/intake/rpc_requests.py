@@ -116,7 +116,7 @@ def _check_providers(found: checks.Found, field: str, providers: Sequence[str]) 
 async def submit(
     tx: Transaction, tenant: str, drafts: Sequence[Request | Refusal], *, store: Store, entries: Entries
 ) -> BatchAnswer[intake_pb2.SubmitRequestResponse]:
-    """Log the requests and make what goes out for them: a timer each, and a notification per provider."""
+    """Log the requests and make what goes out for them: a timer each, and a notification."""
     answer = BatchAnswer(intake_pb2.SubmitRequestResponse(), "requests")
     wanted = [one.item for one in drafts if isinstance(one, Request) and not one.providers]
     known = await store.providers_of(tx, tenant, wanted) if wanted else {}

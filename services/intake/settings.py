@@ -28,6 +28,13 @@ class IntakeSettings(Settings):
         le=timedelta(days=1),
         description="How often each process forgets idempotency keys older than that.",
     )
+    request_retention: Duration = Field(
+        timedelta(days=90),
+        ge=timedelta(hours=1),
+        le=timedelta(days=3650),
+        description="How long requests that are over can still be looked up with their responses, in business time "
+        "from their answer-by date (INV-9).",
+    )
     answer_margin: Duration = Field(
         timedelta(milliseconds=100),
         ge=timedelta(0),

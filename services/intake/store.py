@@ -1,8 +1,11 @@
 """Idempotency keys and the sequence of commands, in Postgres.
 
-A key's row is written first in the transaction of its command. A second call with the same key waits at the primary key
-until the first has ended: then it finds the first one's answer, or takes its place when that was rolled back. So ten
-calls at once make one command.
+A key's row is written first in the transaction of its command, under an advisory lock of the key. A second call with
+the same key waits for that lock until the first has ended: then it finds the first one's answer, or takes its place
+when that was rolled back. So ten calls at once make one command.
+
+A group of calls waits for no key: one whose lock is taken goes alone. At the primary key, where locks cannot be tried,
+a process that stopped within its transaction would hold up every group in which one of its calls is repeated.
 """
 
 from collections.abc import Sequence
@@ -12,12 +15,21 @@ from libs.errors import AlreadyExists, Unavailable
 from libs.postgres import Database, Transaction
 from services.intake.commands import Command
 
-_CLAIM = "INSERT INTO idempotency (tenant, key, method, fingerprint) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"
+_LOCK = "hashtextextended(concat_ws(' ', 'carillon key', %(tenant)s::text, %(key)s::text), 0)"
+
+_CLAIM = f"""
+    INSERT INTO idempotency (tenant, key, method, fingerprint)
+    SELECT %(tenant)s, %(key)s, %(method)s, %(fingerprint)s FROM pg_advisory_xact_lock({_LOCK})
+    ON CONFLICT DO NOTHING"""  # noqa: S608 - put together from constants.
 
 _CLAIM_ALL = """
     INSERT INTO idempotency (tenant, key, method, fingerprint, response)
-    SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::bytea[], %s::bytea[]) ORDER BY 1, 2
-    ON CONFLICT DO NOTHING RETURNING tenant, key"""
+    SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::bytea[], %s::bytea[]) AS new (tenant, key)
+    WHERE pg_try_advisory_xact_lock(hashtextextended(concat_ws(' ', 'carillon key', new.tenant, new.key), 0))
+    ORDER BY 1, 2 ON CONFLICT DO NOTHING RETURNING tenant, key"""
+
+# Whoever repeats the call meanwhile waits for the better answer, at the lock. A lock that is taken changes nothing.
+_IMPROVE = f"SELECT set_config('synchronous_commit', 'off', true), pg_try_advisory_xact_lock({_LOCK})"
 
 _PRUNE = """
     DELETE FROM idempotency WHERE (tenant, key) IN (
@@ -35,13 +47,15 @@ class CommandStore:
         """
         if not command.key:
             return None
-        cursor = await tx.raw.execute(_CLAIM, (command.tenant, command.key, command.method, command.fingerprint))
+        claim = {"method": command.method, "fingerprint": command.fingerprint}
+        cursor = await tx.raw.execute(_CLAIM, {"tenant": command.tenant, "key": command.key} | claim)
         return None if cursor.rowcount else await self._kept_answer(tx, command)
 
     async def claim_all(self, tx: Transaction, commands: Sequence[tuple[Command, bytes]]) -> list[int | None]:
         """Take a sequence for each command, ascending, and its key with its answer; None for one whose key is taken.
 
-        In order of the keys, so that two groups with the same ones do not deadlock.
+        Taken, or about to be by a call under way: waits for none, but for processes of an earlier release; so in order
+        of the keys.
         """
         cursor = await tx.raw.execute("SELECT nextval('command_seq') FROM generate_series(1, %s)", (len(commands),))
         sequences: list[int | None] = [row[0] for row in await cursor.fetchall()]
@@ -89,7 +103,7 @@ class CommandStore:
     async def improve_answer(self, db: Database, command: Command, answer: bytes) -> None:
         """Keep a better answer, in a transaction that does not wait for the disk: losing it loses nothing."""
         async with db.transaction() as tx:
-            await tx.raw.execute("SET LOCAL synchronous_commit = off")
+            await tx.raw.execute(_IMPROVE, {"tenant": command.tenant, "key": command.key})
             await self.keep_answer(tx, command, answer)
 
     async def frames_by_tenant(self, tx: Transaction, header: str) -> dict[str, int]:

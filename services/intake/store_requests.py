@@ -18,6 +18,9 @@ from services.intake.requests import Closing, Request, Response, State
 # A call's answer stays below gRPC's 4 MiB: clients refuse larger ones by default.
 MAX_ANSWER_BYTES = 3 << 20
 
+_WAITING = frozenset({State.OPEN.value, State.ANSWERED.value})
+"""The states of requests that are not over; these have no `closed_at`."""
+
 _REQUEST_COLUMNS = (
     *("tenant", "id", "batch", "customer", "item", "providers", "payload"),
     *("submitted_at", "answer_by", "state", "responses"),
@@ -83,6 +86,14 @@ _CLOSE = """
 _WITHDRAW = """
     UPDATE request SET state = %(withdrawn)s, closed_at = %(now)s, cause = %(cause)s
     WHERE tenant = %(tenant)s AND id = ANY(%(ids)s)"""
+
+_FORGET = """
+    WITH old AS MATERIALIZED (
+        SELECT tenant, id FROM request WHERE answer_by <= %(before)s AND closed_at <= %(before)s
+        ORDER BY answer_by LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM response USING old WHERE response.tenant = old.tenant AND response.request_id = old.id)
+    DELETE FROM request USING old WHERE request.tenant = old.tenant AND request.id = old.id"""
 
 _RESPONSES = """
     SELECT request_id, id, provider, CASE WHEN room <= %(room)s THEN payload END, received_at
@@ -158,7 +169,7 @@ class RequestStore:
         The payloads of one request's answers add up to `answers_bytes` at most; the others are None.
         """
         keys = {"tenants": [tenant for tenant, _ in due], "ids": [request_id for _, request_id in due]}
-        cursor = await tx.raw.execute(_LOCK_DUE, keys | {"waiting": [State.OPEN.value, State.ANSWERED.value]})
+        cursor = await tx.raw.execute(_LOCK_DUE, keys | {"waiting": list(_WAITING)})
         requests = {(row[0], row[1]): _request(row[1:]) for row in await cursor.fetchall()}
         if not requests:
             return []
@@ -175,6 +186,14 @@ class RequestStore:
         """Mark requests that are locked as withdrawn."""
         values = {"tenant": tenant, "ids": list(ids), "now": now, "cause": cause, "withdrawn": State.WITHDRAWN.value}
         await tx.raw.execute(_WITHDRAW, values)
+
+    async def forget(self, tx: Transaction, *, before: datetime, limit: int) -> int:
+        """Delete at most `limit` requests that were over by `before`, with their responses; returns how many.
+
+        Those only whose answer-by date had come by then. Replicas skip each other's.
+        """
+        await tx.raw.execute("SET LOCAL synchronous_commit = off")  # What is lost with a crash is deleted again.
+        return (await tx.raw.execute(_FORGET, {"before": before, "limit": limit})).rowcount
 
     async def find(self, tx: Transaction, tenant: str, any_id: UUID) -> Request | None:
         """The request with this id, or the one that the response with this id answers."""
@@ -221,6 +240,8 @@ class RequestStore:
         ]
         if states:
             filters.append(tables.request.c.state.in_(list(states)))
+            if _WAITING.issuperset(states):
+                filters.append(tables.request.c.closed_at.is_(None))  # Says the same, and has an index.
         if before is not None:
             filters.append(tables.request.c.id < before)
         sizes = (await tx.conn.execute(_sizes(and_(*filters), limit + 1))).all()

@@ -11,8 +11,12 @@ once. It waits for the first call's commit, but never for receipts: `is_applied`
 was answered with, and stay false and 0 where it had not waited, or ended before they were known.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Protocol, TypeVar
 from uuid import UUID
 
@@ -29,12 +33,16 @@ from libs.trace_points import NOWHERE, Point
 from services.intake import metrics
 from services.intake.commands import NOTHING, Command, EntryOutcome
 from services.intake.payloads import MAX_ANSWERS_BYTES
-from services.intake.requests import Closing
+from services.intake.requests import Closing, State
 from services.intake.stream_backlog import Backlogs, carrier_of
 from services.intake.stream_entries import Entries
 from services.intake.stream_groups import Expected, Groups
 
 log = get_logger(__name__)
+
+REPEATS_AT_ONCE = 4
+"""Transactions at once of calls that had come ready, and whose key was taken. One that waits for a process that stands
+still has a connection for as long; they must not have them all."""
 
 CLOSED_AT_ONCE = 500
 """Requests closed by one round of statements: bounds what is in memory at 500 × 384 KiB; normally it is under 1 MiB."""
@@ -123,6 +131,7 @@ class Acceptance:
         self._backlogs = backlogs
         self._store = store
         self._groups = Groups(db=db, sender=sender, store=store)
+        self._repeating = asyncio.Semaphore(REPEATS_AT_ONCE)
 
     async def accept_ready(self, command: Command, answer: AnswerT) -> AnswerT | bytes:
         """As `accept`, for what needs nothing of the database: it shares its transaction with others (group commit)."""
@@ -133,7 +142,7 @@ class Acceptance:
             async def prepare(_: Transaction) -> AnswerT:
                 return answer
 
-            return await self.accept(command, prepare)
+            return await self._accept(command, prepare, self._repetition())
         _count(command, answer)
         if command.timeout is not None:
             expected = {place.frame_id: written.expected[place.frame_id] for place in written.positions}
@@ -147,10 +156,18 @@ class Acceptance:
         the tenant's share is full, AlreadyExists when the key had other content, Unavailable when Postgres is away.
         After the commit nothing raises.
         """
+        return await self._accept(command, prepare, self._db.transaction())
+
+    async def _accept(
+        self,
+        command: Command,
+        prepare: Callable[[Transaction], Awaitable[AnswerT]],
+        transaction: AbstractAsyncContextManager[Transaction],
+    ) -> AnswerT | bytes:
         self._check_room(command)
         answer: AnswerT | None = None
         try:
-            async with self._db.transaction() as tx:
+            async with transaction as tx:
                 kept = await self._store.claim(tx, command)
                 if kept is not None:
                     metrics.REPEATS.labels(command.method).inc()
@@ -173,6 +190,11 @@ class Acceptance:
         if command.timeout is not None:
             await self._settle(command, answer, expected, positions)
         return answer
+
+    @asynccontextmanager
+    async def _repetition(self) -> AsyncIterator[Transaction]:
+        async with self._repeating, self._db.transaction() as tx:
+            yield tx
 
     def _check_room(self, command: Command) -> None:
         self._sender.check_room(command.receivers)
@@ -251,15 +273,17 @@ class Closings:
         now = self._clock.now()
         sequence = await self._sequences.next_sequence(tx)
         closed: set[tuple[str, UUID]] = set()
+        states: Counter[State] = Counter()
         outgoing: list[OutgoingFrame] = []
         for start in range(0, len(wanted), CLOSED_AT_ONCE):
             chunk = wanted[start : start + CLOSED_AT_ONCE]
             closings = await self._requests.close_due(tx, chunk, now, answers_bytes=MAX_ANSWERS_BYTES)
             written = await self._write_summaries(tx, closings, sequence, causes)
             closed.update((one.tenant, one.request.id) for one in closings)
+            states.update(one.state for one in closings)
             if sum(len(frame.payload) for frame in outgoing + written) <= MAX_OUTGOING_BYTES:
                 outgoing += written
-        return Applied(results=_results(due, closed), outgoing=outgoing)
+        return Applied(results=_results(due, closed), outgoing=outgoing, on_commit=partial(_count_closed, states))
 
     async def _write_summaries(
         self, tx: Transaction, closings: Sequence[Closing], sequence: int, causes: Mapping[tuple[str, UUID], Point]
@@ -271,9 +295,12 @@ class Closings:
         number(summaries, sequence)
         frames, _ = self._sender.pack(summaries)
         await self._sender.insert(tx, frames)
-        for one in closings:
-            metrics.CLOSED_REQUESTS.labels(one.state.name.lower()).inc()
         return frames
+
+
+def _count_closed(states: Mapping[State, int]) -> None:
+    for state, requests in states.items():
+        metrics.CLOSED_REQUESTS.labels(state.name.lower()).inc(requests)
 
 
 def _due(frames: Sequence[IncomingFrame]) -> dict[tuple[UUID, int], tuple[str, UUID]]:

@@ -106,17 +106,19 @@ class Groups:
         self._waiting.append(_Member(command=command, answer=answer, carrier=carrier, done=done))
         self._waiting_entries += len(answer.entries)
         if len(self._committers) < (COMMITTERS if self._waiting_entries >= BULK_ENTRIES else 1):
-            self._committers.add(task := asyncio.create_task(self._commit_waiting()))
-            task.add_done_callback(self._committers.discard)
+            self._committers.add(asyncio.create_task(self._commit_waiting()))
         return await done
 
     async def _commit_waiting(self) -> None:
-        while self._waiting:
-            if self._has_company or len(self._waiting) > 1:
-                await self._gather()
-            if group := self._take():  # The other committer may have taken them.
-                self._has_company = len(group) > 1
-                await self._commit(group)
+        try:
+            while self._waiting:
+                if self._has_company or len(self._waiting) > 1:
+                    await self._gather()
+                if group := self._take():  # The other committer may have taken them.
+                    self._has_company = len(group) > 1
+                    await self._commit(group)
+        finally:  # Not in a callback of the task: it comes a turn later, and a call in between would wait for nobody.
+            self._committers -= {asyncio.current_task()}
 
     async def _gather(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,8 +1,11 @@
 """Idempotency keys: the same call again is the same command (INV-1, INV-2)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import cast
+from uuid import UUID
 
 import grpc
 import pytest
@@ -10,12 +13,15 @@ from carillon.intake.v1 import intake_pb2
 from carillon.link.v1 import link_pb2
 
 from libs.errors import Unavailable
+from libs.links.frames import OutgoingFrame
+from libs.postgres import Database, Transaction
 from libs.rpc_client import connect, refusal_of
 from libs.wire import to_timestamp
+from services.intake.commands import Command
 from services.intake.loops import Pruning
 from services.intake.store import CommandStore
 from tests.support.fixtures import OpenBus, OpenDatabase
-from tests.support.intake_world import NOW, IntakeWorld, intake_world, notification, request
+from tests.support.intake_world import NOW, TENANT, IntakeWorld, intake_world, notification, request
 
 
 @pytest.fixture
@@ -46,6 +52,47 @@ async def test_ten_calls_at_once_make_one_command(world: IntakeWorld) -> None:
     assert len({answer.results[0].id for answer in answers}) == 1
     assert len(await world.digest.received(1)) == 1
     assert await world.count("idempotency") == 1
+
+
+async def test_a_key_that_a_stopped_process_holds_delays_no_other_call(world: IntakeWorld) -> None:
+    """Its process stands still before its commit: who repeats the call waits, and nobody with him."""
+    keys = [f"k{number}" for number in range(20)]
+    commands = [(Command(tenant=TENANT, method="Notify", receivers=(), key=key), b"") for key in keys]
+    async with asyncio.timeout(30):
+        async with world.db.transaction() as stopped:
+            await CommandStore().claim_all(stopped, commands)
+            repeats = [world.stub.Notify(notify(key)) for key in keys]
+            others = [world.stub.Notify(notify(f"other{number}")) for number in range(20)]
+            assert all(answer.is_applied for answer in await asyncio.gather(*others))
+            assert not any(one.done() for one in repeats)
+            await stopped.raw.rollback()
+        assert all(answer.is_applied for answer in await asyncio.gather(*repeats))
+
+
+async def test_an_answer_that_a_stopped_process_improves_delays_no_other_call(world: IntakeWorld) -> None:
+    """Its row is locked by then, and was there before."""
+    await world.stub.Notify(notify("k"))
+    command = Command(tenant=TENANT, method="Notify", receivers=(), key="k")
+    improving, goes_on = asyncio.Event(), asyncio.Event()
+
+    class Stopping:
+        @asynccontextmanager
+        async def transaction(self) -> AsyncIterator[Transaction]:
+            async with world.db.transaction() as tx:
+                yield tx
+                improving.set()
+                await goes_on.wait()
+                await tx.raw.rollback()
+
+    async with asyncio.timeout(30):
+        task = asyncio.create_task(CommandStore().improve_answer(cast(Database, Stopping()), command, b""))
+        await improving.wait()
+        repeat = world.stub.Notify(notify("k"))
+        others = [world.stub.Notify(notify(f"other{number}")) for number in range(20)]
+        assert all(answer.is_applied for answer in await asyncio.gather(*others))
+        goes_on.set()
+        await task
+        assert (await repeat).is_applied
 
 
 async def test_ten_requests_at_once_are_logged_once(world: IntakeWorld) -> None:
@@ -119,7 +166,7 @@ async def test_a_repeat_is_answered_although_time_has_made_it_invalid(world: Int
 async def test_a_command_that_rolled_back_leaves_its_key_free(
     world: IntakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """UNAVAILABLE means that nothing is stored: the retry with the same key is the first one."""
+    """Where nothing was stored, the retry with the same key is the first call."""
     real_insert, failures = world.sender.insert, iter([True])
 
     async def insert(*arguments: object) -> None:
@@ -133,6 +180,35 @@ async def test_a_command_that_rolled_back_leaves_its_key_free(
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert await world.count("idempotency") == 0
     assert (await world.stub.Notify(notify("k"))).is_applied
+
+
+async def test_a_call_whose_commit_got_no_answer_is_stored_and_its_repeat_gets_the_answer(
+    world: IntakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UNAVAILABLE, with the contract's "perhaps stored": with the same key it is one command."""
+    transaction, insert, written, losses = world.db.transaction, world.sender.insert, [], iter([True])
+
+    async def noted(tx: Transaction, frames: Sequence[OutgoingFrame]) -> None:
+        await insert(tx, frames)
+        written.append(tx)
+
+    @asynccontextmanager
+    async def broken_off() -> AsyncIterator[Transaction]:
+        async with transaction() as tx:
+            yield tx
+        if tx in written and next(losses, False):
+            raise Unavailable("The connection was lost.")
+
+    monkeypatch.setattr(world.sender, "insert", noted)
+    monkeypatch.setattr(world.db, "transaction", broken_off)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await world.stub.Notify(notify("k"))
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert await world.count("idempotency") == 1
+    answer = await world.stub.Notify(notify("k"))
+    assert answer.results[0].id
+    (entry,) = await world.digest.received(1)
+    assert entry.notification.id == UUID(answer.results[0].id).bytes
 
 
 async def test_keys_are_forgotten_after_their_retention(world: IntakeWorld) -> None:

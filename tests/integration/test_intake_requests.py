@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from carillon.intake.v1 import intake_pb2
 from carillon.link.v1 import link_pb2
 
+from libs.errors import Unavailable
 from libs.ids import derived_id
+from libs.links import inbox
 from libs.links.frames import MAX_FRAME_BYTES
 from libs.rpc_client import connect, refusal_of
 from libs.sharding import shard_of
@@ -21,6 +24,7 @@ from services.intake.payloads import MAX_SUMMARY_BYTES
 from tests.support.fixtures import OpenBus, OpenDatabase
 from tests.support.intake_world import NOW, TENANT, IntakeWorld, intake_world, request
 from tests.support.link_world import until
+from tests.support.metrics import Since
 
 ANSWER_BY = NOW + timedelta(days=3)
 THREE_DAYS = to_duration(timedelta(days=3))
@@ -59,23 +63,24 @@ def told(world: IntakeWorld, kind: str) -> list[tuple[str, dict[str, Any]]]:
     """Who was told `deals/<kind>`, and what."""
     notifications = [entry.notification for entry in world.digest.entries]
     return [
-        (one.content.subscribers[0], json.loads(one.content.payload))
+        (who, json.loads(one.content.payload))
         for one in notifications
         if one.content.type == f"deals/{kind}"
+        for who in one.content.subscribers
     ]
 
 
 async def test_a_request_tells_each_provider_and_sets_a_timer(world: IntakeWorld) -> None:
-    """One transaction: the log, the answer-by timer, and a notification to each provider."""
+    """One transaction: the log, the answer-by timer, and one notification for all providers."""
     request_id = await submit(world)
     about = {"request_id": request_id, "item": "lamp", "customer": "carl", "payload": {"count": 2}}
     payload = about | {"answer_by": ANSWER_BY.isoformat()}
     assert told(world, "request") == [("paul", payload), ("petra", payload)]
-    first = world.digest.entries[0].notification
-    assert first.id == derived_id("request-notification", request_id, "paul").bytes
-    assert first.entity == f"carillon:request:{request_id}"
-    assert first.occur_time == to_timestamp(NOW)
-    assert first.expire_time == to_timestamp(ANSWER_BY)
+    (entry,) = world.digest.entries
+    assert entry.notification.id == derived_id("request-notification", request_id).bytes
+    assert entry.notification.entity == f"carillon:request:{request_id}"
+    assert entry.notification.occur_time == to_timestamp(NOW)
+    assert entry.notification.expire_time == to_timestamp(ANSWER_BY)
     (timer,) = world.scheduler.entries
     assert timer.schedule_timer == link_pb2.ScheduleTimer(
         id=derived_id("request-timer", request_id).bytes,
@@ -86,6 +91,16 @@ async def test_a_request_tells_each_provider_and_sets_a_timer(world: IntakeWorld
         accept_time=to_timestamp(NOW),
     )
     assert world.scheduler.partitions == [shard_of(TENANT, timer.schedule_timer.entity, 8)]
+
+
+async def test_inv9_what_a_call_sends_does_not_grow_with_its_providers_times_its_payload(world: IntakeWorld) -> None:
+    """A payload for a hundred providers goes out once: a call of 4 MiB would be 400 MiB of frames else."""
+    payload = json.dumps({"text": secrets.token_hex(32_000)})
+    request_id = await submit(world, providers=[f"p{number}" for number in range(100)], payload=payload)
+    (entry,) = world.digest.entries
+    assert len(entry.notification.content.subscribers) == 100
+    assert entry.ByteSize() < 80 << 10
+    assert request_id in entry.notification.content.payload
 
 
 async def test_a_batch_of_requests_is_logged_beside_what_is_wrong(world: IntakeWorld) -> None:
@@ -113,7 +128,7 @@ async def test_providers_are_looked_up_exact_id_first_then_the_longest_pattern(w
     async def asked(item: str) -> list[str]:
         await submit(world, item=item, providers=[])
         entries = [one.notification for one in world.digest.entries if one.WhichOneof("kind") == "notification"]
-        found = [one.content.subscribers[0] for one in entries]
+        found = [who for one in entries for who in one.content.subscribers]
         world.digest.entries.clear()
         return found
 
@@ -197,7 +212,7 @@ async def test_at_the_answer_by_date_the_customer_gets_the_summary(world: Intake
     world.clock.set(ANSWER_BY + timedelta(seconds=5))
     results = await world.scheduler.send(due(answered), due(silent))
     assert [result.changed for result in results] == [1, 1]
-    await world.digest.received(9)
+    await world.digest.received(7)
     summaries = {payload["request_id"]: payload for _, payload in told(world, "summary")}
     assert summaries[answered] == {
         "request_id": answered,
@@ -229,13 +244,33 @@ async def test_a_request_is_closed_once(world: IntakeWorld) -> None:
     await world.scheduler.send(due(request_id), due(request_id))
     again = await world.scheduler.send(due(request_id))
     assert again == []
-    await world.digest.received(3)
+    await world.digest.received(2)
 
     async def is_confirmed() -> bool:
         return await world.rows("SELECT count(*) FROM outbox WHERE receiver = 'digest'") == [(0,)]
 
     await until(is_confirmed)
     assert len(told(world, "summary")) == 1
+
+
+async def test_a_request_whose_closing_is_rolled_back_is_counted_once(
+    world: IntakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its frame comes again; what was not committed is not counted."""
+    keep, failures, moved = inbox.keep_results, iter([True]), Since()
+
+    async def keep_results(*arguments: Any) -> None:
+        if next(failures, False):
+            raise Unavailable("Postgres went away.")
+        await keep(*arguments)
+
+    request_id = await submit(world)
+    monkeypatch.setattr(inbox, "keep_results", keep_results)
+    world.clock.set(ANSWER_BY)
+    (result,) = await world.scheduler.send(due(request_id))
+    assert result.changed == 1
+    assert next(failures, None) is None
+    assert moved("carillon_intake_closed_requests_total", state="expired") == 1
 
 
 async def test_a_frame_of_a_kind_intake_does_not_know_is_put_aside(world: IntakeWorld) -> None:
@@ -255,7 +290,7 @@ async def test_the_largest_summary_stays_within_its_bound(world: IntakeWorld) ->
         await respond(world, (request_id, provider, payload))
     world.clock.set(ANSWER_BY)
     await world.scheduler.send(due(request_id))
-    await world.digest.received(100 + 99 + 1)
+    await world.digest.received(1 + 99 + 1)
     entry = world.digest.entries[-1]
     content = entry.notification.content
     assert len(content.payload.encode()) <= MAX_SUMMARY_BYTES
@@ -317,6 +352,9 @@ async def test_explain_tells_the_story_of_a_request(world: IntakeWorld) -> None:
     before = [("request_submitted", False), ("response_recorded", False), ("request_due", True)]
     assert await story(request_id) == before
     assert await story(response_id) == before
+    submitted = (await world.stub.Explain(intake_pb2.ExplainRequest(id=request_id))).entries[0]
+    timer_id = derived_id("request-timer", request_id)
+    assert list(submitted.related_ids) == [str(timer_id), f"carillon:request:{request_id}"]
     assert await story(str(uuid4())) == []
     assert await story("anything") == []
     world.clock.set(ANSWER_BY)
@@ -332,7 +370,7 @@ async def test_a_response_and_the_answer_by_date_never_meet_halfway(world: Intak
         asyncio.gather(*(respond(world, (one, "paul", "{}")) for one in ids)),
         world.scheduler.send(*(due(one) for one in ids)),
     )
-    await world.digest.received(40 + sum(not answer.results[0].HasField("error") for answer in answers) + 20)
+    await world.digest.received(20 + sum(not answer.results[0].HasField("error") for answer in answers) + 20)
     answered = {payload["request_id"]: len(payload["answers"]) for _, payload in told(world, "summary")}
     accepted = {one: int(not answer.results[0].HasField("error")) for one, answer in zip(ids, answers, strict=True)}
     assert answered == accepted

@@ -170,7 +170,7 @@ async def test_inv4_a_withdrawal_is_ordered_after_every_response_before_it(world
         asyncio.gather(*(withdraw(world, one) for one in ids)),
     )
     accepted = sum(not one.results[0].HasField("error") for one in answers)
-    entries = await world.digest.received(60 + accepted + 30)
+    entries = await world.digest.received(30 + accepted + 30)
     cancels = {one.cancel_items.entity: one.sequence for one in entries if one.HasField("cancel_items")}
     responses = [one for one in entries if one.notification.content.type == "deals/response"]
     assert len(responses) == accepted

@@ -60,4 +60,4 @@ def _script(service: str) -> str:
     )
     with environment.begin_transaction():
         environment.run_migrations()
-    return written.getvalue()
+    return written.getvalue().replace(" CONCURRENTLY", "")  # It cannot be in a script, and nobody writes meanwhile.

@@ -210,6 +210,18 @@ async def test_inv8_tenants_share_a_transaction_and_never_a_frame(world: World) 
     assert sorted(together_with("b", world)) == [["a"], ["b"]]
 
 
+async def test_a_call_that_comes_as_the_committer_ends_has_another_one(world: World) -> None:
+    """In the same turn of the loop, after the committer has found nothing left to do: nobody else may ever call."""
+    groups = groups_of(world)
+    first = await begun(groups, "a")
+    await asyncio.sleep(0)  # It waits at the gate.
+    world.gate.set()  # Wakes the committer, which has its last turn just before the next call has its first.
+    second = await begun(groups, "b")
+    async with asyncio.timeout(10):
+        await asyncio.gather(*first, *second)
+    assert sizes(world) == [1, 1]
+
+
 async def test_a_call_that_cannot_be_written_fails_alone(world: World) -> None:
     """The others of its group are written without it."""
     world.bad = {"bad"}

@@ -33,9 +33,10 @@ class IntakeServiceStub:
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
     RESOURCE_EXHAUSTED (the tenant's rate, its backlog or a link's is full; nothing stored; RetryInfo says when to come back;
-    streams are held back by the rate instead), UNAVAILABLE (nothing stored; retry with
-    the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
-    valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
+    streams are held back by the rate instead), UNAVAILABLE and DEADLINE_EXCEEDED (perhaps stored, as when the connection is
+    lost while it commits; repeat it with the same key, or it may be done twice). Only where UNAVAILABLE has the reason STOPPING
+    is it certain that nothing was stored. A call with several items stores all that are valid and says per item what is wrong
+    with the others; when nothing is valid nothing is stored, the key included.
     A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
     A deadline that passes after the commit is not an error: the answer says `is_applied = false`.
     """
@@ -171,9 +172,10 @@ class IntakeServiceServicer:
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
     RESOURCE_EXHAUSTED (the tenant's rate, its backlog or a link's is full; nothing stored; RetryInfo says when to come back;
-    streams are held back by the rate instead), UNAVAILABLE (nothing stored; retry with
-    the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
-    valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
+    streams are held back by the rate instead), UNAVAILABLE and DEADLINE_EXCEEDED (perhaps stored, as when the connection is
+    lost while it commits; repeat it with the same key, or it may be done twice). Only where UNAVAILABLE has the reason STOPPING
+    is it certain that nothing was stored. A call with several items stores all that are valid and says per item what is wrong
+    with the others; when nothing is valid nothing is stored, the key included.
     A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
     A deadline that passes after the commit is not an error: the answer says `is_applied = false`.
     """
@@ -312,14 +314,15 @@ class IntakeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetRequest(self, request, context):
-        """One request with its answers and history. Read only. NOT_FOUND.
+        """One request with its answers and history. Read only. NOT_FOUND, also of one that is over and whose answer-by date is 90
+        days (a setting) back: nothing knows it any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRequests(self, request, context):
-        """Requests, newest first. Read only.
+        """Requests that are not forgotten, newest first. Read only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -493,9 +496,10 @@ class IntakeService:
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
     RESOURCE_EXHAUSTED (the tenant's rate, its backlog or a link's is full; nothing stored; RetryInfo says when to come back;
-    streams are held back by the rate instead), UNAVAILABLE (nothing stored; retry with
-    the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
-    valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
+    streams are held back by the rate instead), UNAVAILABLE and DEADLINE_EXCEEDED (perhaps stored, as when the connection is
+    lost while it commits; repeat it with the same key, or it may be done twice). Only where UNAVAILABLE has the reason STOPPING
+    is it certain that nothing was stored. A call with several items stores all that are valid and says per item what is wrong
+    with the others; when nothing is valid nothing is stored, the key included.
     A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
     A deadline that passes after the commit is not an error: the answer says `is_applied = false`.
     """

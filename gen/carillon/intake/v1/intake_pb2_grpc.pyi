@@ -34,9 +34,10 @@ class IntakeServiceStub:
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
     RESOURCE_EXHAUSTED (the tenant's rate, its backlog or a link's is full; nothing stored; RetryInfo says when to come back;
-    streams are held back by the rate instead), UNAVAILABLE (nothing stored; retry with
-    the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
-    valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
+    streams are held back by the rate instead), UNAVAILABLE and DEADLINE_EXCEEDED (perhaps stored, as when the connection is
+    lost while it commits; repeat it with the same key, or it may be done twice). Only where UNAVAILABLE has the reason STOPPING
+    is it certain that nothing was stored. A call with several items stores all that are valid and says per item what is wrong
+    with the others; when nothing is valid nothing is stored, the key included.
     A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
     A deadline that passes after the commit is not an error: the answer says `is_applied = false`.
     """
@@ -105,9 +106,11 @@ class IntakeServiceStub:
     NOT_FOUND per unknown request, FAILED_PRECONDITION per request whose summary has gone out.
     """
     GetRequest: _grpc.UnaryUnaryMultiCallable[_intake_pb2.GetRequestRequest, _intake_pb2.GetRequestResponse]
-    """One request with its answers and history. Read only. NOT_FOUND."""
+    """One request with its answers and history. Read only. NOT_FOUND, also of one that is over and whose answer-by date is 90
+    days (a setting) back: nothing knows it any more.
+    """
     ListRequests: _grpc.UnaryUnaryMultiCallable[_intake_pb2.ListRequestsRequest, _intake_pb2.ListRequestsResponse]
-    """Requests, newest first. Read only."""
+    """Requests that are not forgotten, newest first. Read only."""
     PutItemProviders: _grpc.UnaryUnaryMultiCallable[_intake_pb2.PutItemProvidersRequest, _intake_pb2.PutItemProvidersResponse]
     """Which providers offer an item (exact id, or a pattern with *). Idempotent by nature: replaces the item's list. All
     entries are stored, or none: INVALID_ARGUMENT.
@@ -136,9 +139,10 @@ class IntakeServiceAsyncStub(IntakeServiceStub):
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
     RESOURCE_EXHAUSTED (the tenant's rate, its backlog or a link's is full; nothing stored; RetryInfo says when to come back;
-    streams are held back by the rate instead), UNAVAILABLE (nothing stored; retry with
-    the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
-    valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
+    streams are held back by the rate instead), UNAVAILABLE and DEADLINE_EXCEEDED (perhaps stored, as when the connection is
+    lost while it commits; repeat it with the same key, or it may be done twice). Only where UNAVAILABLE has the reason STOPPING
+    is it certain that nothing was stored. A call with several items stores all that are valid and says per item what is wrong
+    with the others; when nothing is valid nothing is stored, the key included.
     A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
     A deadline that passes after the commit is not an error: the answer says `is_applied = false`.
     """
@@ -204,9 +208,11 @@ class IntakeServiceAsyncStub(IntakeServiceStub):
     NOT_FOUND per unknown request, FAILED_PRECONDITION per request whose summary has gone out.
     """
     GetRequest: _aio.UnaryUnaryMultiCallable[_intake_pb2.GetRequestRequest, _intake_pb2.GetRequestResponse]  # type: ignore[assignment]
-    """One request with its answers and history. Read only. NOT_FOUND."""
+    """One request with its answers and history. Read only. NOT_FOUND, also of one that is over and whose answer-by date is 90
+    days (a setting) back: nothing knows it any more.
+    """
     ListRequests: _aio.UnaryUnaryMultiCallable[_intake_pb2.ListRequestsRequest, _intake_pb2.ListRequestsResponse]  # type: ignore[assignment]
-    """Requests, newest first. Read only."""
+    """Requests that are not forgotten, newest first. Read only."""
     PutItemProviders: _aio.UnaryUnaryMultiCallable[_intake_pb2.PutItemProvidersRequest, _intake_pb2.PutItemProvidersResponse]  # type: ignore[assignment]
     """Which providers offer an item (exact id, or a pattern with *). Idempotent by nature: replaces the item's list. All
     entries are stored, or none: INVALID_ARGUMENT.
@@ -234,9 +240,10 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
     answer; same key and other content, ALREADY_EXISTS; without a key every call is new.
     Errors: INVALID_ARGUMENT (BadRequest names each field), UNAUTHENTICATED, PERMISSION_DENIED (another tenant),
     RESOURCE_EXHAUSTED (the tenant's rate, its backlog or a link's is full; nothing stored; RetryInfo says when to come back;
-    streams are held back by the rate instead), UNAVAILABLE (nothing stored; retry with
-    the same key), DEADLINE_EXCEEDED (perhaps stored; retry with the same key). A call with several items stores all that are
-    valid and says per item what is wrong with the others; when nothing is valid nothing is stored, the key included.
+    streams are held back by the rate instead), UNAVAILABLE and DEADLINE_EXCEEDED (perhaps stored, as when the connection is
+    lost while it commits; repeat it with the same key, or it may be done twice). Only where UNAVAILABLE has the reason STOPPING
+    is it certain that nothing was stored. A call with several items stores all that are valid and says per item what is wrong
+    with the others; when nothing is valid nothing is stored, the key included.
     A call is at most 4 MiB, a setting; larger ones are RESOURCE_EXHAUSTED without RetryInfo. Times lie in the years 1970 to 2199.
     A deadline that passes after the commit is not an error: the answer says `is_applied = false`.
     """
@@ -408,7 +415,9 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _intake_pb2.GetRequestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.GetRequestResponse, _abc.Awaitable[_intake_pb2.GetRequestResponse]]:
-        """One request with its answers and history. Read only. NOT_FOUND."""
+        """One request with its answers and history. Read only. NOT_FOUND, also of one that is over and whose answer-by date is 90
+        days (a setting) back: nothing knows it any more.
+        """
 
     @_abc_1.abstractmethod
     def ListRequests(
@@ -416,7 +425,7 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _intake_pb2.ListRequestsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.ListRequestsResponse, _abc.Awaitable[_intake_pb2.ListRequestsResponse]]:
-        """Requests, newest first. Read only."""
+        """Requests that are not forgotten, newest first. Read only."""
 
     @_abc_1.abstractmethod
     def PutItemProviders(
