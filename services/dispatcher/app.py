@@ -10,6 +10,7 @@ from services.dispatcher.apprise import AppriseChannel
 from services.dispatcher.delivery import LANES, Channel
 from services.dispatcher.log import LogChannel
 from services.dispatcher.loops import SendingLoop
+from services.dispatcher.loops_history import History
 from services.dispatcher.loops_housekeeping import Housekeeping
 from services.dispatcher.mail import ListHeaders, no_headers
 from services.dispatcher.pipeline import Policy
@@ -63,10 +64,13 @@ async def build(runtime: Runtime, settings: DispatcherSettings) -> Service:
     housekeeping = Housekeeping(
         db=runtime.db, queue=queue, dead_letters=DeadLetterStore(), keys=keys, bounces=bounces, lanes=LANES
     )
+    history = History(
+        db=runtime.db, deliveries=deliveries, clock=runtime.clock, retention=settings.dispatch.history_retention
+    )
     return Service(
         servicers=[rpc.servicer(service)],
         apply=stream.apply,
-        loops={"housekeeping": housekeeping.run, "sending": sending.run},
+        loops={"history": history.run, "housekeeping": housekeeping.run, "sending": sending.run},
         resources=[]
         if signing is None
         else [

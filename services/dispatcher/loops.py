@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -28,9 +27,9 @@ from libs.postgres import Database, Transaction
 from libs.telemetry import traces
 from services.dispatcher import metrics
 from services.dispatcher.addresses import destination_of
-from services.dispatcher.delivery import LANES, Channel, Hold, Reason, Result, Retryable, Sent, lane_of
+from services.dispatcher.delivery import LANES, Channel, Hold, Priority, Reason, Result, Retryable, Sent, lane_of
 from services.dispatcher.loops_traces import attempt_span, note_result
-from services.dispatcher.pipeline import Candidate, Policy, Settlement, conclude, judge, outlived
+from services.dispatcher.pipeline import Candidate, Decisions, Policy, Settlement, conclude, judge, outlived
 from services.dispatcher.room import Room
 from services.dispatcher.settings import DispatchSettings
 
@@ -65,7 +64,7 @@ class Traffic(Protocol):
     def places(self, lane: str, free: int) -> int: ...
     def patience(self, lane: str) -> timedelta: ...
     def probed(self) -> list[str]: ...
-    def take(self, lane: str, destination: str) -> Hold | None: ...
+    def take(self, lane: str, destination: str, priority: Priority, since: datetime) -> Hold | None: ...
     def leave(self, lane: str, destination: str) -> None: ...
     def end(self, lane: str, destination: str, *, is_outage: bool, retry_after: timedelta | None = None) -> None: ...
     def closed(self) -> list[tuple[str, str]]: ...
@@ -187,7 +186,7 @@ class SendingLoop:
                 self._decide(candidates, now, decisions)
                 claim_time = self._settings.claim_time
                 await self._queue.claim(tx, decisions.letters, by=self._replica, claim_time=claim_time, now=now)
-                await self._queue.postpone(tx, [(one, hold.wait) for one, hold in decisions.held])
+                await self._queue.postpone(tx, decisions.waits(claim_time))
                 decided, frames = await self._settle(tx, decisions.settlements)
         except BaseException:
             self._leave(decisions.letters)
@@ -212,13 +211,16 @@ class SendingLoop:
         free = {lane: self._traffic.places(lane, min(free, most)) for lane, free in self._room.free().items()}
         return {lane: count for lane, count in free.items() if count}
 
-    def _decide(self, candidates: Sequence[Candidate], now: datetime, decisions: "Decisions") -> None:
+    def _decide(self, candidates: Sequence[Candidate], now: datetime, decisions: Decisions) -> None:
         """Put each where it belongs; what finds no place stays queued as it is and is nowhere."""
         for one in candidates:
+            if one.delivery.key in self._under_way:
+                decisions.ours.append(one)
+                continue
             place = _place_of(one)
             settlement = judge(one, self._policy, now)
             if settlement is None and self._room.take(*place):
-                if (hold := self._traffic.take(*place)) is None:
+                if (hold := self._traffic.take(*place, one.delivery.priority, one.fresh_since)) is None:
                     decisions.letters.append(one)
                     continue
                 self._room.leave(*place)
@@ -316,7 +318,7 @@ class SendingLoop:
             while await self._attempt("record attempts", self.record_once(batch)) is None:
                 pass
             for one in batch:
-                del self._under_way[one.key]
+                self._under_way.pop(one.key, None)
             metrics.UNDER_WAY.set(len(self._under_way))
             if self._short or self._is_stopping:
                 self._wake.set()
@@ -368,18 +370,6 @@ class SendingLoop:
             log.warning("Could not %s; trying again.", what, extra={"error": str(error)})
             await asyncio.sleep(_RETRY_S)
             return None
-
-
-@dataclass(frozen=True, slots=True)
-class Decisions:
-    """What becomes of claimable deliveries: ends unsent, is sent now, or is held back."""
-
-    settlements: list[Settlement] = field(default_factory=list)
-    letters: list[Candidate] = field(default_factory=list)
-    held: list[tuple[Candidate, Hold]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.settlements) + len(self.letters) + len(self.held)
 
 
 def _place_of(candidate: Candidate) -> tuple[str, str]:

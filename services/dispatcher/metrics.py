@@ -56,6 +56,10 @@ DEAD_LETTERS = Gauge(
     "carillon_dispatcher_dead_letters",
     "Deliveries dead or held, that wait for somebody to redrive them, all replicas. Counted once a minute.",
 )
+FORGOTTEN = Counter(
+    "carillon_dispatcher_deliveries_forgotten_total",
+    "Deliveries deleted with their attempts, history_retention after their end.",
+)
 REDRIVEN = Counter("carillon_dispatcher_redriven_total", "Dead letters that somebody had sent again.")
 LOST_CLAIMS = Counter(
     "carillon_dispatcher_lost_claims_total", "Attempts recorded too late, because their claim had run out."

@@ -7,7 +7,7 @@ stored, told to digest, asked of the scheduler, and counted.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -114,6 +114,27 @@ class Settlement:
             return ""
         words = dict.fromkeys(word for word in (str(self.reason), str(self.attempt_reason), self.reply) if word)
         return ": ".join(words)[:MAX_REPLY]
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What becomes of claimable deliveries: ends unsent, is sent now, or is held back.
+
+    `ours`: claims of this very process that ran out, because it could not renew them while Postgres was away. Their
+    attempts go on, or wait for their record.
+    """
+
+    settlements: list[Settlement] = field(default_factory=list)
+    letters: list[Candidate] = field(default_factory=list)
+    held: list[tuple[Candidate, Hold]] = field(default_factory=list)
+    ours: list[Candidate] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.settlements) + len(self.letters) + len(self.held) + len(self.ours)
+
+    def waits(self, claim_time: timedelta) -> list[tuple[Candidate, timedelta]]:
+        """What nobody may claim for how long."""
+        return [*((one, hold.wait) for one, hold in self.held), *((one, claim_time) for one in self.ours)]
 
 
 Verdict = tuple[State, Reason]

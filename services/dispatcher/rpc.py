@@ -22,6 +22,7 @@ from services.dispatcher.rpc_messages import (
     content_of,
     delivery_of,
     entry_of,
+    fitting,
 )
 from services.dispatcher.rpc_suppressions import Suppressions, SuppressionsRpc
 
@@ -98,10 +99,10 @@ class DispatcherRpc(DeadLettersRpc, SuppressionsRpc, pb_grpc.DispatcherServiceSe
                 after=after,
                 limit=limit + 1,
             )
-        token = ""
-        if len(found) > limit:
-            token = instant_token(found[limit - 1].created_at, found[limit - 1].id, query=query)
-        return pb.ListDeliveriesResponse(deliveries=map(delivery_of, found[:limit]), next_page_token=token)
+        deliveries, token = [delivery_of(one) for one in found[:limit]], ""
+        if len(found) > (shown := fitting(deliveries)):
+            token = instant_token(found[shown - 1].created_at, found[shown - 1].id, query=query)
+        return pb.ListDeliveriesResponse(deliveries=deliveries[:shown], next_page_token=token)
 
     async def GetDelivery(
         self, request: pb.GetDeliveryRequest, context: Context[object, object]

@@ -27,7 +27,7 @@ from libs.wire import (
 from services.dispatcher import metrics
 from services.dispatcher.delivery import CHANNELS, DEAD_LETTERS, State
 from services.dispatcher.records import DeadLetterCount, DeadLetterFilter, DeliveryRecord
-from services.dispatcher.rpc_messages import count_of, delivery_of
+from services.dispatcher.rpc_messages import count_of, delivery_of, fitting
 
 MAX_KEY = 128
 MAX_REDRIVEN = 1_000
@@ -88,10 +88,11 @@ class DeadLettersRpc:
         after = read_instant_token(request.page_token, query=query)
         async with self._db.read() as tx:
             found = await self._dead_letters.page(tx, tenant_of(context), wanted, after=after, limit=limit + 1)
-        token = ""
-        if len(found) > limit and (last := found[limit - 1]).dead_letter_at is not None:
+        deliveries, token = [delivery_of(one) for one in found[:limit]], ""
+        shown = fitting(deliveries)
+        if len(found) > shown and (last := found[shown - 1]).dead_letter_at is not None:
             token = instant_token(last.dead_letter_at, last.id, query=query)
-        return pb.ListDeadLettersResponse(deliveries=map(delivery_of, found[:limit]), next_page_token=token)
+        return pb.ListDeadLettersResponse(deliveries=deliveries[:shown], next_page_token=token)
 
     async def CountDeadLetters(
         self, request: pb.CountDeadLettersRequest, context: Context[object, object]

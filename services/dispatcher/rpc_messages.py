@@ -1,11 +1,16 @@
 """Between the contract's messages and the dispatcher's nouns."""
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 from carillon.dispatcher.v1 import dispatcher_pb2 as pb
 from carillon.explain.v1 import explain_pb2
 from carillon.scheduler.v1 import timer_pb2
 
 from libs.wire import to_timestamp
 from services.dispatcher.records import AttemptRecord, Content, DeadLetterCount, DeliveryRecord, StoryEntry
+
+MAX_ANSWER_BYTES = 3 << 20
 
 
 def delivery_of(one: DeliveryRecord) -> pb.Delivery:
@@ -28,6 +33,12 @@ def delivery_of(one: DeliveryRecord) -> pb.Delivery:
         list_id=one.list_id,
         parked_until_time=to_timestamp(one.parked_until) if one.parked_until else None,
     )
+
+
+def fitting(deliveries: Sequence[pb.Delivery]) -> int:
+    """How many of them, at least one where there is one, fit into an answer; gRPC takes 4 MiB."""
+    ends = accumulate(one.ByteSize() for one in deliveries)
+    return max(1, sum(end <= MAX_ANSWER_BYTES for end in ends))
 
 
 def content_of(one: Content) -> pb.DeliveryContent:

@@ -1,7 +1,8 @@
 """The dispatcher's tables, and what its SQL shares.
 
-- `delivery`: one row per message, from its arrival on. None of its indexes covers a column that sending changes (a
-  dead letter's date excepted), so that every update stays on the row's page (HOT).
+- `delivery`: one row per message, from its arrival until its retention is over. None of its indexes covers a column
+  that sending changes (the reason of what is not sent at once and a dead letter's date excepted), so that every update
+  stays on the row's page (HOT).
 - `queue`: one short row for each delivery that waits for its turn or is being sent, and for no other; the one index
   that changes all the time is here, over a table that stays small, in the order in which deliveries are claimed.
   `claimable_at` is on the database's clock: until when a claim holds while `attempt` is not 0, otherwise since when the
@@ -60,6 +61,13 @@ delivery = Table(
 Index("delivery_by_age", delivery.c.tenant, delivery.c.created_at, delivery.c.id)
 Index("delivery_by_subscriber", delivery.c.tenant, delivery.c.subscriber, delivery.c.created_at, delivery.c.id)
 Index("delivery_by_digest", delivery.c.tenant, delivery.c.digest_id)
+Index(
+    "delivery_unsent",
+    delivery.c.tenant,
+    delivery.c.created_at,
+    delivery.c.id,
+    postgresql_where=delivery.c.reason != "",
+)
 Index(
     "delivery_dead_letters",
     delivery.c.tenant,

@@ -23,7 +23,8 @@ _LOCK = "SELECT id, state FROM delivery WHERE tenant = %s AND id = ANY(%s) ORDER
 _REDRIVE = """
     WITH risen AS (
         UPDATE delivery SET state = CASE WHEN attempts = 0 THEN %(pending)s ELSE %(retrying)s END, budget = attempts,
-            fresh_since = %(now)s, ended_at = NULL, dead_letter_at = NULL, next_attempt_at = %(now)s, reason = ''
+            fresh_since = %(now)s, ended_at = NULL, dead_letter_at = NULL, next_attempt_at = %(now)s,
+            reason = CASE WHEN attempts = 0 THEN '' ELSE reason END
         WHERE tenant = %(tenant)s AND id = ANY(%(ids)s)
         RETURNING tenant, id, lane, priority, destination)
     INSERT INTO queue (tenant, delivery_id, lane, priority, destination)

@@ -1,11 +1,11 @@
 """Deliveries as they come in and are asked about. SQL only; every function runs in the caller's tx."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, and_, case, func, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, select, tuple_
 
 from libs.postgres import Transaction
 from libs.trace_points import Point
@@ -51,12 +51,24 @@ _MAKE_DUE = """
     ORDER BY delivery.tenant, delivery.id
     ON CONFLICT DO NOTHING"""
 
+# Only what has ended has `ended_at`, which changes and is in no index: those that came later cannot have ended before.
+_FORGET = """
+    WITH old AS (
+        SELECT ctid FROM delivery WHERE created_at < %(before)s AND ended_at < %(before)s
+        ORDER BY tenant, created_at, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
+    gone AS (DELETE FROM delivery WHERE ctid = ANY(ARRAY(SELECT ctid FROM old)) RETURNING tenant, id),
+    attempts AS (DELETE FROM attempt USING gone WHERE attempt.tenant = gone.tenant AND attempt.delivery_id = gone.id)
+    SELECT count(*) FROM gone"""
+
 # What is not under way and may not be claimed yet is parked.
 _PARKED = case((and_(queue_table.c.attempt == 0, queue_table.c.claimable_at > func.now()), queue_table.c.claimable_at))
 _RECORD = (
     *(delivery_table.c[name] for name in DeliveryRecord.__slots__ if name != "parked_until"),
     _PARKED.label("parked_until"),
 )
+
+_QUEUED = {State.PENDING, State.SENDING}
+_UNSENT = {State.RETRYING, State.DEAD, State.SUPPRESSED, State.HELD, State.EXPIRED}
 
 
 class DeliveryStore:
@@ -87,6 +99,20 @@ class DeliveryStore:
         }
         cursor = await tx.raw.execute(_MAKE_DUE, parameters | {"retrying": State.RETRYING}, prepare=False)
         return cursor.rowcount
+
+    async def forget(self, tx: Transaction, *, before: datetime, limit: int) -> int:
+        """Delete at most `limit` deliveries that ended before, with their attempts; returns how many.
+
+        What is being redriven is passed over, and what another replica deletes.
+        """
+        # What is lost with a crash is deleted again.
+        await tx.raw.execute("SET LOCAL synchronous_commit = off")
+        # In the order of the index: sorting would read all that is due for each transaction.
+        await tx.raw.execute("SET LOCAL enable_sort = off")
+        cursor = await tx.raw.execute(_FORGET, {"before": before, "limit": limit}, prepare=False)
+        row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
 
     async def next_sequence(self, tx: Transaction) -> int:
         """The next number in the order of this service's commands."""
@@ -125,11 +151,12 @@ class DeliveryStore:
             query = query.where(table.subscriber == subscriber)
         if digest_id is not None:
             query = query.where(table.digest_id == digest_id)
-        if states:
-            query = query.where(table.state.in_([int(state) for state in states]))
         if after is not None:
             query = query.where(tuple_(table.created_at, table.id) < after)
-        return [record_of(row) for row in await tx.conn.execute(query)]
+        queries = [query.where(*conditions) for conditions in _in_states(states)] if states else [query]
+        # By id, because what moves on between two of them is found twice.
+        found = {row.id: record_of(row) for one in queries for row in await tx.conn.execute(one)}
+        return sorted(found.values(), key=lambda one: (one.created_at, one.id), reverse=True)[:limit]
 
     async def of_id(self, tx: Transaction, tenant: str, id_: UUID, *, limit: int) -> list[DeliveryRecord]:
         """The delivery with this id, or the deliveries of the digest with this id, oldest first."""
@@ -152,6 +179,17 @@ class DeliveryStore:
             .limit(limit)
         )
         return [AttemptRecord(**row._mapping) for row in await tx.conn.execute(query)]
+
+
+def _in_states(states: Sequence[State]) -> Iterator[list[ColumnElement[bool]]]:
+    """What to look for, each time by what it has in common, where that is in an index: the state itself is in none."""
+    for group, common in (
+        (_QUEUED, [queue_table.c.delivery_id.is_not(None)]),
+        (_UNSENT, [delivery_table.c.reason != ""]),
+        ({State.SENT}, []),
+    ):
+        if wanted := [int(state) for state in states if state in group]:
+            yield [*common, delivery_table.c.state.in_(wanted)]
 
 
 def select_records(tenant: str) -> Select[Any]:

@@ -65,9 +65,13 @@ class Stream:
                     raise PoisonFrame(f"the dispatcher does not know entries of kind {kind}")
         new = await self._deliveries.add(tx, list(deliveries.values()), now=self._clock.now())
         await self._deliveries.make_due(tx, retries)
-        for key in new:
-            metrics.accepted_of(metrics.channel_label(deliveries[key].channel)).inc()
-        return Applied(on_commit=self._on_work)
+
+        def on_commit() -> None:
+            for key in new:
+                metrics.accepted_of(metrics.channel_label(deliveries[key].channel)).inc()
+            self._on_work()
+
+        return Applied(on_commit=on_commit)
 
 
 class Outcomes:

@@ -5,10 +5,11 @@
                                     └────── a failure, for twice as long ──────┘
 
 Both hold deliveries back *before* they are claimed, so that waiting costs no attempt: behind a breaker, and above a
-destination's rate, they are parked in the queue until the hold is over. Every process keeps its own books and nobody
-else's: N replicas send N times a rate, find an outage out N times, and probe N times. That is stated in the settings,
-and cheaper than a round trip per delivery. But where a channel has one destination (the SMTP server), a replica that
-alone cannot reach it would park everything under the others' hands: it parks what nobody has sent for `PATIENCE`.
+destination's rate, they are parked in the queue until the hold is over; above a rate each for a time of its own (Line).
+Every process keeps its own books and nobody else's: N replicas send N times a rate, find an outage out N times, and
+probe N times. That is stated in the settings, and cheaper than a round trip per delivery. But where a channel has one
+destination (the SMTP server), a replica that alone cannot reach it would park everything under the others' hands: it
+parks what nobody has sent for `PATIENCE`.
 
 Time here is monotonic and real: how long a receiver is down has nothing to do with business time. Only destinations
 that failed lately, or that a rate is kept for, are remembered; at `destinations` the least recent is forgotten, which
@@ -18,9 +19,9 @@ The states are purgatory's, whose own clock is the wall's, so what ends an openi
 throttled's GCRA.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from time import monotonic
 
 from purgatory.domain.model import CLOSED, HALF_OPENED, OPENED, Context, HalfOpenedState
@@ -28,7 +29,7 @@ from throttled import RateLimiterType, Throttled
 from throttled.store import MemoryStore
 
 from services.dispatcher import metrics
-from services.dispatcher.delivery import Hold, Reason
+from services.dispatcher.delivery import Hold, Priority, Reason
 from services.dispatcher.settings import TrafficSettings
 
 PATIENCE = timedelta(seconds=30)
@@ -97,6 +98,35 @@ class Breaker:
         return before == HALF_OPENED and self._context.state == CLOSED
 
 
+class Line:
+    """Those above one destination's rate: each gets a time of its own, one interval after whoever is before it.
+
+    Three queues share the rate: urgent ones, who must not wait for thousands; those that found their time taken, by an
+    urgent one or after a pause; and new ones, behind all that have come before. Who is older than the last new one has
+    been in line. So at most three come at once, however many wait, and nearly in their order.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._ends_s = {"urgent": 0.0, "again": 0.0, "new": 0.0}
+        self._newest: datetime | None = None
+
+    def wait_s(self, now_s: float, first_s: float, priority: Priority, since: datetime) -> float:
+        """How long to hold one back; `first_s` is when the rate has a place for one."""
+        if self._ends_s["new"] <= now_s:
+            self._newest = None
+        queue = "new"
+        if priority is Priority.HIGH:
+            queue = "urgent"
+        elif self._newest is not None and since < self._newest:
+            queue = "again"
+        else:
+            self._newest = since
+        at_s = max(now_s + first_s, self._ends_s[queue])
+        self._ends_s[queue] = at_s + self._interval_s
+        return at_s - now_s
+
+
 class Traffic:
     """All destinations of one process."""
 
@@ -108,15 +138,14 @@ class Traffic:
         self._lane_rates = {lane: _rate(quota, 1) for lane, quota in lane_rates.items() if quota}
         quota = settings.destination_rate
         self._destination_rate = _rate(quota, settings.destinations) if quota else None
-        self._refused: Counter[Place] = Counter()
+        self._lines: OrderedDict[Place, Line] = OrderedDict()
         self._breakers: OrderedDict[Place, Breaker] = OrderedDict()
         self._open: set[Place] = set()
         self._probed: set[Place] = set()
         self._closed: set[Place] = {_MAIL_SERVER}  # Processes that have ended may have left something parked.
 
     def places(self, lane: str, free: int) -> int:
-        """How many deliveries of a lane may be claimed, of `free`; begins a new round of claiming for it."""
-        self._refused.clear()
+        """How many deliveries of a lane may be claimed, of `free`."""
         breaker = self._breakers.get((lane, ""))
         if breaker is not None and breaker.is_open:
             wait_s = breaker.wait_s(self._now_s())
@@ -135,8 +164,11 @@ class Traffic:
         """Destinations whose one attempt is under way; whatever else they have must wait for it."""
         return [destination for _, destination in self._probed if destination]
 
-    def take(self, lane: str, destination: str) -> Hold | None:
-        """Count an attempt that is about to be made; or why it must wait, where it must."""
+    def take(self, lane: str, destination: str, priority: Priority, since: datetime) -> Hold | None:
+        """Count an attempt that is about to be made; or why it must wait, where it must.
+
+        `since`: when the delivery came, which tells those that have been in line from new ones.
+        """
         place = (lane, destination)
         breaker = self._breakers.get(place)
         if breaker is not None and (wait_s := breaker.wait_s(self._now_s())) is not None:
@@ -144,10 +176,8 @@ class Traffic:
         if self._destination_rate is not None and destination:
             state = self._destination_rate.limit(f"{lane} {destination}")
             if state.limited:
-                # One token after the other: those behind must not all come back for the first.
-                self._refused[place] += 1
-                interval_s = self._destination_rate.limiter.quota.emission_interval
-                wait_s = state.state.retry_after + interval_s * (self._refused[place] - 1)
+                line = self._line(place)
+                wait_s = line.wait_s(self._now_s(), state.state.retry_after, priority, since)
                 return Hold(Reason.RATE, timedelta(seconds=wait_s))
         if (rate := self._lane_rates.get(lane)) is not None:
             rate.limit(lane)
@@ -190,6 +220,15 @@ class Traffic:
     def released(self, lane: str, destination: str) -> None:
         """Nothing is parked any more for a destination whose breaker has closed."""
         self._closed.discard((lane, destination))
+
+    def _line(self, place: Place) -> Line:
+        assert self._destination_rate is not None
+        if place not in self._lines:
+            if len(self._lines) >= self._settings.destinations:
+                self._lines.popitem(last=False)
+            self._lines[place] = Line(self._destination_rate.limiter.quota.emission_interval)
+        self._lines.move_to_end(place)
+        return self._lines[place]
 
     def _remember(self, place: Place) -> Breaker:
         while len(self._breakers) >= self._settings.destinations:

@@ -5,6 +5,9 @@ moment, when the socket is made: whatever the name resolved to, however the numb
 connection, so that a name that changes its mind between looking and leaping gains nothing. Redirects are not followed
 and proxies are not used, because both would connect past that check.
 
+Names are looked up by c-ares, without threads: getaddrinfo takes a thread of the few that a process has for as long as
+a dead zone's servers say nothing, and two such names would hold up all others. It knows /etc/hosts and search domains.
+
 An answer that was lost on the way leaves the attempt in doubt; receivers recognise the second copy by its webhook-id.
 """
 
@@ -12,13 +15,14 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from standardwebhooks.webhooks import Webhook
 
 from libs.auth_tokens import FileVersion
@@ -56,9 +60,17 @@ class WebhookChannel:
 
     outages = OUTAGES
 
-    def __init__(self, settings: WebhookSettings, *, connections: int) -> None:
+    def __init__(
+        self,
+        settings: WebhookSettings,
+        *,
+        connections: int,
+        resolver: Callable[[], AbstractResolver] = aiohttp.AsyncResolver,
+    ) -> None:
         """`connections` bounds the pool; SettingsError when a file cannot be used."""
         self._settings = settings
+        self._new_resolver = resolver
+        self._resolver: AbstractResolver | None = None
         self._keys = SigningKeys(settings.secret_file)
         self._connections = connections
         self._context = ssl.create_default_context(cafile=settings.ca_file)
@@ -90,11 +102,15 @@ class WebhookChannel:
         """See Channel."""
         if self._session is not None:
             await self._session.close()
+        if self._resolver is not None:
+            await self._resolver.close()
 
     def _open(self) -> aiohttp.ClientSession:
         settings = self._settings
+        self._resolver = self._new_resolver()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
+                resolver=self._resolver,
                 limit=self._connections,
                 ssl=self._context,
                 keepalive_timeout=settings.connection_idle.total_seconds(),

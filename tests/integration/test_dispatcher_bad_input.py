@@ -85,13 +85,16 @@ async def test_a_redirect_into_the_network_is_not_followed(status: int) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        *("169.254.169.254", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518", "[::ffff:a9fe:a9fe]"),
+        *("169.254.169.254", "2852039166", "0251.0376.0251.0376", "169.254.43518", "[::ffff:a9fe:a9fe]"),
         *("[64:ff9b::a9fe:a9fe]", "[2002:a9fe:a9fe::]", "[::169.254.169.254]", "0.0.0.0", "[::]", "[::ffff:0.0.0.0]"),
         *("0", "127.1", "2130706433", "100.64.0.1", "192.0.0.192", "[fd00:ec2::254]", "224.0.0.1", "255.255.255.255"),
     ],
 )
 async def test_no_spelling_of_an_inner_address_is_connected_to(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    """Decimal, octal, mapped, translated or unspecified: no socket is ever made, and no retry will be."""
+    """Decimal, octal, mapped, translated or unspecified: no socket is ever made, and no retry will be.
+
+    In hexadecimal it is a name like any other, which nobody has: see test_addresses_in_disguise_reach_nothing.
+    """
     made: list[Any] = []
     monkeypatch.setattr("services.dispatcher.webhook.socket.socket", lambda **given: made.append(given))
     async with open_channel(allow_private=False) as channel:

@@ -188,3 +188,23 @@ async def test_a_dead_letter_can_be_inspected_with_its_content(dispatcher: Dispa
     )
     plain = await dispatcher.ours.GetDelivery(pb.GetDeliveryRequest(id=str(id_of("m0"))))
     assert not plain.HasField("content")
+
+
+async def test_pages_end_where_an_answer_would_be_too_large(dispatcher: Dispatcher) -> None:
+    """A thousand of them with long answers in Cyrillic are more than gRPC takes; no one is lost between two pages."""
+    await dispatcher.rig.accept(*(delivery(str(n)) for n in range(1_000)))
+    async with dispatcher.rig.db.transaction() as tx:
+        await tx.raw.execute(
+            "UPDATE delivery SET state = 5, reason = 'rejected', last_error = repeat('Ж', 2048), dead_letter_at = %s",
+            (NOON,),
+        )
+    for method, request in (
+        (dispatcher.ours.ListDeliveries, pb.ListDeliveriesRequest(page_size=1_000)),
+        (dispatcher.ours.ListDeadLetters, pb.ListDeadLettersRequest(page_size=1_000)),
+    ):
+        first = await method(request)
+        request.page_token = first.next_page_token
+        second = await method(request)
+        assert 2 << 20 < first.ByteSize() < 4 << 20
+        assert second.next_page_token == ""
+        assert len({one.id for page in (first, second) for one in page.deliveries}) == 1_000

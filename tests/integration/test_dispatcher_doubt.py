@@ -1,7 +1,7 @@
 """What a dispatcher that crashed or stopped amid an attempt leaves behind, and what the next one makes of it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from uuid import UUID
@@ -12,7 +12,7 @@ from libs.errors import Unavailable
 from libs.postgres import Transaction
 from services.dispatcher import metrics
 from services.dispatcher.delivery import Permanent, Reason, Retryable, State
-from services.dispatcher.pipeline import Settlement
+from services.dispatcher.pipeline import Candidate, Settlement
 from services.dispatcher.store_queue import QueueStore
 from tests.support.dispatcher_world import (
     NOON,
@@ -40,6 +40,43 @@ class RefusingQueue(QueueStore):
         if any(one.ended_at for one in settlements):
             raise Unavailable
         return await super().settle(tx, settlements)
+
+
+class AbsentPostgres(RefusingQueue):
+    """Nothing can be recorded until `is_back`; tells of rows that are put off."""
+
+    def __init__(self) -> None:
+        self.is_back = False
+        self.has_put_off = asyncio.Event()
+
+    async def settle(self, tx: Transaction, settlements: list[Settlement]) -> set[tuple[str, UUID]]:  # type: ignore[override]
+        return await (QueueStore if self.is_back else RefusingQueue).settle(self, tx, settlements)
+
+    async def postpone(self, tx: Transaction, held: Sequence[tuple[Candidate, timedelta]]) -> None:
+        await super().postpone(tx, held)
+        if held:
+            self.has_put_off.set()
+
+
+async def test_a_process_does_not_take_its_own_attempts_for_lost(rig: Rig) -> None:
+    """Postgres was away for longer than the claim, and what was sent meanwhile waits for its record.
+
+    Nor do these keep others waiting: with room for one claim at a time they are not found a second time.
+    """
+    channel, queue = ScriptedChannel(), AbsentPostgres()
+    await rig.accept(delivery())
+    async with rig.sending(log=channel, queue=queue, claim_deliveries=1) as outcomes:
+        await channel.is_sending.wait()
+        await rig.let_claims_run_out()
+        await asyncio.wait_for(queue.has_put_off.wait(), 10)
+        channel.is_sending.clear()
+        await rig.accept(delivery("behind"))
+        await asyncio.wait_for(channel.is_sending.wait(), 10)
+        queue.is_back = True
+        await outcomes.until(2)
+    assert [letter.delivery.id for letter in channel.letters] == [id_of("one"), id_of("behind")]
+    assert [(one.number, one.is_sent) for one in await rig.attempts(id_of("one"))] == [(1, True)]
+    assert await rig.outcomes_told() == [("sent", ""), ("sent", "")]
 
 
 async def test_an_attempt_that_was_not_recorded_is_in_doubt_and_sent_again(rig: Rig) -> None:

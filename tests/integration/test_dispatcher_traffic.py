@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.dispatcher import loops
-from services.dispatcher.delivery import Letter, Reason, Result, Retryable, Sent, State
+from services.dispatcher.delivery import Letter, Priority, Reason, Result, Retryable, Sent, State
 from services.dispatcher.settings import TrafficSettings
 from services.dispatcher.traffic import PATIENCE, Traffic
 from tests.support.dispatcher_world import NOON, SECOND, Rig, ScriptedChannel, delivery, id_of, migrated_database
@@ -161,7 +161,7 @@ async def test_what_is_parked_is_let_go_bit_by_bit(rig: Rig, monkeypatch: pytest
     await loop.release_closed()
     assert [*left, await parked(rig)] == [5, 3, 3]
     at_s[0] += 30
-    loop._traffic.take("email", "")
+    loop._traffic.take("email", "", Priority.NORMAL, NOON)
     loop._traffic.end("email", "", is_outage=False)
     for _ in range(3):
         await loop.release_closed()
@@ -224,5 +224,5 @@ async def test_replicas_keep_their_own_books(rig: Rig) -> None:
     """A second replica finds an outage out for itself, and its parked deliveries are the first one's too."""
     traffic = [Traffic(TrafficSettings(breaker_failures=1, breaker_open=30 * SECOND)) for _ in range(2)]
     traffic[0].end("webhook", "bad.example:443", is_outage=True)
-    assert traffic[0].take("webhook", "bad.example:443") is not None
-    assert traffic[1].take("webhook", "bad.example:443") is None
+    assert traffic[0].take("webhook", "bad.example:443", Priority.NORMAL, NOON) is not None
+    assert traffic[1].take("webhook", "bad.example:443", Priority.NORMAL, NOON) is None

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 from carillon.dispatcher.v1 import dispatcher_pb2 as pb
+from carillon.link.v1 import link_pb2
 
+from libs.ids import new_id
+from libs.links.receiver import IncomingFrame
 from libs.rpc_context import Deadline, Principal, acting
 from services.dispatcher.addresses import destination_of
 from services.dispatcher.delivery import LANES, Permanent, Reason, Retryable, Sent
@@ -15,7 +18,16 @@ from services.dispatcher.rpc import DispatcherRpc
 from services.dispatcher.settings import TrafficSettings
 from services.dispatcher.store_settings import KeyStore
 from services.dispatcher.store_suppressions import BounceStore, SuppressionStore
-from tests.support.dispatcher_world import SECOND, TENANT, Rig, ScriptedChannel, delivery, id_of, migrated_database
+from tests.support.dispatcher_world import (
+    SECOND,
+    TENANT,
+    Carried,
+    Rig,
+    ScriptedChannel,
+    delivery,
+    id_of,
+    migrated_database,
+)
 from tests.support.fixtures import OpenDatabase
 from tests.support.metrics import Since, sample
 
@@ -60,6 +72,18 @@ async def test_what_ends_is_counted_with_its_reason(rig: Rig) -> None:
     assert since(ENDED, channel="log", outcome="sent", reason="") == 1
     assert since(ENDED, channel="log", outcome="dead", reason="gone") == 1
     assert since("carillon_dispatcher_attempts_total", channel="log", reason="gone") == 1
+
+
+async def test_what_is_taken_in_counts_once_it_is_committed(rig: Rig) -> None:
+    """A group of frames that fails is rolled back and tried again, frame by frame."""
+    since, name = Since(), "carillon_dispatcher_deliveries_accepted_total"
+    frame = link_pb2.Frame(entries=[link_pb2.Entry(tenant=TENANT, delivery=delivery())])
+    async with rig.db.transaction() as tx:
+        await rig.stream.apply(tx, [IncomingFrame(id=new_id(), frame=frame, message=Carried())])
+        await tx.conn.rollback()
+    assert since(name, channel="log") == 0
+    await rig.accept(delivery())
+    assert since(name, channel="log") == 1
 
 
 async def test_a_wait_in_the_queue_counts_for_the_handover(rig: Rig) -> None:

@@ -205,7 +205,8 @@ class Rig:
     async def apply(self, *entries: link_pb2.Entry) -> None:
         frame = link_pb2.Frame(id=new_id().bytes, sender="digest", receiver="dispatcher", entries=entries)
         async with self.db.transaction() as tx:
-            await self.stream.apply(tx, [IncomingFrame(id=new_id(), frame=frame, message=Carried())])
+            applied = await self.stream.apply(tx, [IncomingFrame(id=new_id(), frame=frame, message=Carried())])
+        applied.on_commit()
 
     async def record(self, delivery_id: UUID, *, tenant: str = TENANT) -> DeliveryRecord:
         async with self.db.read() as tx:

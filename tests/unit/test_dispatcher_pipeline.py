@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from random import Random
 from uuid import UUID
 
 import pytest
 
 from libs.backoff import Backoff
+from services.dispatcher.app import policy_of
 from services.dispatcher.delivery import Delivery, Permanent, Reason, Result, Retryable, Sent, State
 from services.dispatcher.pipeline import Candidate, Policy, conclude, judge
-from services.dispatcher.settings import DoubtPolicy
+from services.dispatcher.settings import DispatchSettings, DoubtPolicy
 
 NOW = datetime(2013, 7, 4, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -141,3 +143,17 @@ def test_the_error_is_one_line_for_people() -> None:
     assert dead.error == "attempts_exhausted: deferred: 451 later"
     assert conclude(FRESH, LATER, POLICY, NOW, draw=0.5).error == "deferred: 451 later"
     assert conclude(FRESH, Sent("250 ok"), POLICY, NOW, draw=0.5).error == ""
+
+
+def test_by_default_age_ends_retries_and_not_their_number() -> None:
+    """A mailbox that is greylisted or a webhook that asks for a password has two days, not an afternoon."""
+    policy, draw = policy_of(DispatchSettings(), frozenset({"email"})), Random(2013).random
+    ends = set()
+    for _ in range(200):
+        one, now = FRESH, NOW
+        while (settlement := conclude(one, LATER, policy, now, draw=draw())).retry_at is not None:
+            now = settlement.retry_at
+            one = replace(one, attempts=one.number)
+        assert now - NOW > timedelta(days=1, hours=21)
+        ends.add(settlement.reason)
+    assert ends == {Reason.TOO_OLD}

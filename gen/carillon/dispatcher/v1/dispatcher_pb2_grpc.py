@@ -28,7 +28,9 @@ if _version_not_supported:
 class DispatcherServiceStub:
     """Owns deliveries, attempts and suppressions. Every call may also answer INVALID_ARGUMENT (BadRequest names each field),
     UNAUTHENTICATED, PERMISSION_DENIED (another tenant), DEADLINE_EXCEEDED and UNAVAILABLE (retry). Lists: page_size 1 to
-    1,000 (0: 100), page_token from the answer before with the same filters.
+    1,000 (0: 100), page_token from the answer before with the same filters. A page of deliveries may hold fewer than
+    page_size, as many as 3 MiB hold, and yet not be the last: next_page_token says. What was sent or ended otherwise is
+    deleted after CARILLON_DISPATCHER_HISTORY_RETENTION (90 days).
     """
 
     def __init__(self, channel):
@@ -87,7 +89,9 @@ class DispatcherServiceStub:
 class DispatcherServiceServicer:
     """Owns deliveries, attempts and suppressions. Every call may also answer INVALID_ARGUMENT (BadRequest names each field),
     UNAUTHENTICATED, PERMISSION_DENIED (another tenant), DEADLINE_EXCEEDED and UNAVAILABLE (retry). Lists: page_size 1 to
-    1,000 (0: 100), page_token from the answer before with the same filters.
+    1,000 (0: 100), page_token from the answer before with the same filters. A page of deliveries may hold fewer than
+    page_size, as many as 3 MiB hold, and yet not be the last: next_page_token says. What was sent or ended otherwise is
+    deleted after CARILLON_DISPATCHER_HISTORY_RETENTION (90 days).
     """
 
     def ListDeliveries(self, request, context):
@@ -214,7 +218,9 @@ def add_DispatcherServiceServicer_to_server(servicer, server):
 class DispatcherService:
     """Owns deliveries, attempts and suppressions. Every call may also answer INVALID_ARGUMENT (BadRequest names each field),
     UNAUTHENTICATED, PERMISSION_DENIED (another tenant), DEADLINE_EXCEEDED and UNAVAILABLE (retry). Lists: page_size 1 to
-    1,000 (0: 100), page_token from the answer before with the same filters.
+    1,000 (0: 100), page_token from the answer before with the same filters. A page of deliveries may hold fewer than
+    page_size, as many as 3 MiB hold, and yet not be the last: next_page_token says. What was sent or ended otherwise is
+    deleted after CARILLON_DISPATCHER_HISTORY_RETENTION (90 days).
     """
 
     @staticmethod

@@ -29,7 +29,9 @@ GRPC_VERSION: str
 class DispatcherServiceStub:
     """Owns deliveries, attempts and suppressions. Every call may also answer INVALID_ARGUMENT (BadRequest names each field),
     UNAUTHENTICATED, PERMISSION_DENIED (another tenant), DEADLINE_EXCEEDED and UNAVAILABLE (retry). Lists: page_size 1 to
-    1,000 (0: 100), page_token from the answer before with the same filters.
+    1,000 (0: 100), page_token from the answer before with the same filters. A page of deliveries may hold fewer than
+    page_size, as many as 3 MiB hold, and yet not be the last: next_page_token says. What was sent or ended otherwise is
+    deleted after CARILLON_DISPATCHER_HISTORY_RETENTION (90 days).
     """
 
     @_typing.overload
@@ -62,7 +64,9 @@ class DispatcherServiceStub:
 class DispatcherServiceAsyncStub(DispatcherServiceStub):
     """Owns deliveries, attempts and suppressions. Every call may also answer INVALID_ARGUMENT (BadRequest names each field),
     UNAUTHENTICATED, PERMISSION_DENIED (another tenant), DEADLINE_EXCEEDED and UNAVAILABLE (retry). Lists: page_size 1 to
-    1,000 (0: 100), page_token from the answer before with the same filters.
+    1,000 (0: 100), page_token from the answer before with the same filters. A page of deliveries may hold fewer than
+    page_size, as many as 3 MiB hold, and yet not be the last: next_page_token says. What was sent or ended otherwise is
+    deleted after CARILLON_DISPATCHER_HISTORY_RETENTION (90 days).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -91,7 +95,9 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
 class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
     """Owns deliveries, attempts and suppressions. Every call may also answer INVALID_ARGUMENT (BadRequest names each field),
     UNAUTHENTICATED, PERMISSION_DENIED (another tenant), DEADLINE_EXCEEDED and UNAVAILABLE (retry). Lists: page_size 1 to
-    1,000 (0: 100), page_token from the answer before with the same filters.
+    1,000 (0: 100), page_token from the answer before with the same filters. A page of deliveries may hold fewer than
+    page_size, as many as 3 MiB hold, and yet not be the last: next_page_token says. What was sent or ended otherwise is
+    deleted after CARILLON_DISPATCHER_HISTORY_RETENTION (90 days).
     """
 
     @_abc_1.abstractmethod
