@@ -4,9 +4,11 @@ Only the algorithms in the settings are accepted, and a key only for its own alg
 key abused as an HMAC secret passes. Issuer, audience and expiry are required.
 
 Keys are fetched when first needed, after their lifetime, and when a token names a key id that is not among them (the
-issuer rotates its keys), the latter at most once per `jwks_min_interval`. One fetch runs at a time, the others wait for
-it. While the issuer cannot be reached the old keys stay in use, up to `jwks_max_stale` past their lifetime; then, and
-when there never were any, calls are UNAVAILABLE: we cannot tell, which is not the caller's fault.
+issuer rotates its keys), at most once per `jwks_min_interval`. One fetch runs at a time, and callers wait for it. It is
+nobody's own: a caller who gives up ends its waiting, not the fetch, or impatient callers would keep all others from
+ever having keys. While the issuer cannot be reached the old keys stay in use, up to `jwks_max_stale` past their
+lifetime; then, for a key id that is not among them, and when there never were any, calls are UNAVAILABLE: we cannot
+tell, which is not the caller's fault.
 """
 
 import asyncio
@@ -48,31 +50,41 @@ class KeySet:
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
-        self._lock = asyncio.Lock()
+        self._has_failed = False
+        self._fetching: asyncio.Task[None] | None = None
 
     async def key(self, key_id: str | None) -> jwt.PyJWK | None:
         """The key, or None when the issuer has no such key; Unavailable when that cannot be told."""
         is_usable = self._find(key_id) is not None and self._age() <= self._lifetime_s + self._max_stale_s
-        is_being_fetched = self._lock.locked()
+        is_being_fetched = self._fetching is not None
         if self._is_needed(key_id) and not (is_usable and is_being_fetched):
-            await self._refresh(key_id)
-        if self._age() > self._lifetime_s + self._max_stale_s:
+            await self._refresh()
+        key = self._find(key_id)
+        if self._age() > self._lifetime_s + self._max_stale_s or (key is None and self._has_failed):
             raise Unavailable("The keys of the token issuer cannot be fetched.", reason="ISSUER_UNAVAILABLE")
-        return self._find(key_id)
+        return key
 
-    async def _refresh(self, key_id: str | None) -> None:
-        async with self._lock:
-            is_too_soon = self._monotonic() - self._tried_at < self._min_interval_s
-            if is_too_soon or not self._is_needed(key_id):  # Another caller may have done it meanwhile.
+    async def _refresh(self) -> None:
+        """Wait for the fetch under way, or for one begun now unless it is too soon."""
+        if self._fetching is None:
+            if self._monotonic() - self._tried_at < self._min_interval_s:
                 return
             self._tried_at = self._monotonic()
-            try:
-                self._keys = _keys_in(await self._fetch())
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError, jwt.PyJWTError) as error:
-                _log.error("The keys of the token issuer cannot be fetched.", error=repr(error))
-            else:
-                self._fetched_at = self._monotonic()
-                _log.info("Fetched the keys of the token issuer.", keys=len(self._keys))
+            self._fetching = asyncio.create_task(self._fetch_once(), name="jwks")
+        await asyncio.shield(self._fetching)
+
+    async def _fetch_once(self) -> None:
+        try:
+            self._keys = _keys_in(await self._fetch())
+        except Exception as error:  # noqa: BLE001 - the outermost frame of a task; whatever it is, there are no keys.
+            self._has_failed = True
+            _log.error("The keys of the token issuer cannot be fetched.", error=repr(error))
+        else:
+            self._has_failed = False
+            self._fetched_at = self._monotonic()
+            _log.info("Fetched the keys of the token issuer.", keys=len(self._keys))
+        finally:
+            self._fetching = None
 
     def _is_needed(self, key_id: str | None) -> bool:
         return self._age() > self._lifetime_s or self._find(key_id) is None

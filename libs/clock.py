@@ -14,8 +14,10 @@ from datetime import datetime, timedelta
 from typing import Protocol, Self
 
 from libs import clock_metrics
-from libs.errors import Unavailable
 from libs.postgres import Database
+from libs.telemetry.logs import get_logger
+
+log = get_logger(__name__)
 
 LONGEST_WAIT = timedelta(hours=1)
 """Waits are cut to this, so that a corrected clock is noticed."""
@@ -91,13 +93,13 @@ class DatabaseClock:
         return drift
 
     async def run(self) -> None:
-        """Measure again every `resync` until cancelled; keeps the old offset while Postgres is away."""
+        """Measure again every `resync` until cancelled; keeps the old offset while Postgres does not answer."""
         while True:
             await asyncio.sleep(self._resync.total_seconds())
             try:
                 await self.measure_once()
-            except Unavailable:
-                continue
+            except Exception as error:  # noqa: BLE001 - outermost frame of a loop that must go on.
+                log.warning("Could not ask Postgres for the time; trying again.", error=repr(error))
 
 
 async def wait_at_most(duration: timedelta, wake: asyncio.Event) -> None:

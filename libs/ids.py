@@ -72,6 +72,11 @@ def id_time(uuid7_id: UUID) -> datetime:
     return _EPOCH + timedelta(milliseconds=uuid7_id.int >> 80)
 
 
+def id_beside(uuid7_id: UUID) -> UUID:
+    """Another UUIDv7 of the same time."""
+    return UUID(int=(uuid7_id.int >> 80 << 80) | (new_id().int & ((1 << 80) - 1)))
+
+
 def id_floor(at: datetime) -> UUID:
     """The smallest UUIDv7 that could have been made at `at`; for ranges over ids."""
     milliseconds = (at - _EPOCH) // timedelta(milliseconds=1)

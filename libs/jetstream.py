@@ -26,6 +26,7 @@ from nats.js import errors as js_errors
 from nats.js.api import ConsumerConfig, Header, StreamConfig
 
 from libs.errors import FailedPrecondition, Unavailable
+from libs.jetstream_creds import Credentials
 from libs.jetstream_metrics import CONNECTED, RECONNECTS
 from libs.jetstream_options import RECONNECT_MAX_S, connection_options
 from libs.jetstream_pull import Message, Pull
@@ -86,8 +87,11 @@ class Bus:
     async def connect(cls, settings: NatsSettings, name: str) -> Self:
         """Connect, and keep connected until `close`. `name` shows in NATS's monitoring.
 
-        Returns after `connect_timeout` also without a connection, which is then made as soon as NATS is there.
+        Returns after `connect_timeout` also without a connection, which is then made as soon as NATS is there. Raises
+        SettingsError when creds_file cannot be used.
         """
+        if settings.creds_file is not None:
+            Credentials(settings.creds_file).check()
         bus = cls(settings, name)
         CONNECTED.set_function(lambda: bus.is_connected)
         bus._keeper = asyncio.create_task(bus._keep_connected(), name="nats connection")
@@ -125,7 +129,7 @@ class Bus:
             if self.is_connected:
                 await self._client.flush(1)  # Acknowledgements are still on their way.
         self._connected.clear()
-        with suppress(*_ERRORS):
+        with suppress(Exception):  # As above.
             await self._client.close()
 
     # Streams
@@ -303,9 +307,9 @@ class Bus:
                 )
                 await self._on_connected(client, is_new=True)
                 await has_given_up.wait()
-            except _ERRORS as err:
-                log.warning("Connecting to NATS failed; trying again.", extra={"error": str(err)})
-                with suppress(*_ERRORS):
+            except Exception as err:  # noqa: BLE001 - outermost frame of a task that must go on.
+                log.warning("Connecting to NATS failed; trying again.", extra={"error": repr(err)})
+                with suppress(Exception):  # It fails for a client that did not come to connect.
                     await client.close()
             self._on_disconnected()
             await asyncio.sleep(random.uniform(0, RECONNECT_MAX_S))

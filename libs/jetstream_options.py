@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
+from libs.jetstream_creds import Credentials
 from libs.settings import NatsSettings
 
 RECONNECT_MAX_S = 1.0
@@ -14,13 +15,15 @@ _PING_INTERVAL_S = 10  # Twice unanswered, the connection is dead.
 
 
 def connection_options(settings: NatsSettings) -> dict[str, Any]:
-    """Arguments of nats-py's `connect`, except for name and callbacks."""
+    """Arguments of nats-py's `connect`, except for name and the callbacks of the connection."""
+    credentials = Credentials(settings.creds_file) if settings.creds_file else None
     return {
         "servers": list(settings.url),
         "user": settings.user,
         "password": settings.password.get_secret_value() if settings.password else None,
         "token": settings.token.get_secret_value() if settings.token else None,
-        "user_credentials": str(settings.creds_file) if settings.creds_file else None,
+        "user_jwt_cb": credentials.jwt if credentials else None,
+        "signature_cb": credentials.signature if credentials else None,
         "tls": _tls(settings),
         "connect_timeout": max(1, round(settings.connect_timeout.total_seconds())),
         "max_reconnect_attempts": -1,

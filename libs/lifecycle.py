@@ -5,10 +5,11 @@
         life.spawn("sweeper", sweeper.run())
         await life.run_until_signalled()
 
-Tasks and context managers close in the reverse of the order they came in, so a task never outlives what it uses. First
-`stopping` is set, which loops may wait for to end by themselves; then each task is cancelled when its turn comes. A
-task that crashes ends the process: half a service that looks alive is worse than a restart. A second signal ends the
-process at once, as if there were no handler.
+Tasks and context managers close in the reverse of the order they came in, so a task never outlives what it uses; each
+task is cancelled when its turn comes. A task that crashes ends the process: half a service that looks alive is worse
+than a restart. A signal that comes while things start is remembered, and they are closed once they have started: for a
+container's first process, which has no handler yet, the kernel would drop it. A second signal ends the process at once,
+as if there were no handler.
 
 Cancelling is safe at any point because every state change is a transaction: what was not committed did not happen.
 """
@@ -16,8 +17,8 @@ Cancelling is safe at any point because every state change is a transaction: wha
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -46,11 +47,15 @@ class Lifecycle:
         self._crash: asyncio.Future[tuple[str, BaseException]] | None = None
 
     async def __aenter__(self) -> Self:
-        self._crash = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._crash = loop.create_future()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.stopping.set()
+        _remove_handlers()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._drain_s
         failures: list[Exception] = []
@@ -77,19 +82,14 @@ class Lifecycle:
         self._closers.append((type(resource).__name__, close))
         return entered
 
-    def spawn(self, name: str, work: Coroutine[Any, Any, None], *, is_graceful: bool = False) -> asyncio.Task[None]:
-        """Run a coroutine until this lifecycle ends; when it raises, the process ends.
-
-        A graceful one watches `stopping` and ends by itself, within the drain timeout; any other is cancelled.
-        """
+    def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine until this lifecycle ends, which cancels it; when it raises, the process ends."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         task.add_done_callback(self._note_end)
 
         async def close(seconds: float) -> None:
-            if is_graceful:
-                await asyncio.wait([task], timeout=seconds)
             task.cancel()
-            _, pending = await asyncio.wait([task], timeout=_MIN_CLOSE_S if is_graceful else seconds)
+            _, pending = await asyncio.wait([task], timeout=seconds)
             if pending:
                 raise TimeoutError
 
@@ -101,21 +101,10 @@ class Lifecycle:
         self.stopping.set()
 
     async def run_until_signalled(self) -> None:
-        """Wait for SIGTERM, SIGINT or `stop`; raises TaskCrashed as soon as a task fails."""
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._signalled, number)
-        try:
-            await self._stopped_or_crashed()
-        finally:
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
+        """Wait for SIGTERM, SIGINT (or one since this lifecycle began) or `stop`.
 
-    def _signalled(self, number: signal.Signals) -> None:
-        _log.info("Stopping, because of a signal.", signal=number.name)
-        self.stopping.set()
-
-    async def _stopped_or_crashed(self) -> None:
+        Raises TaskCrashed as soon as a task fails.
+        """
         if self._crash is None:
             raise RuntimeError("A Lifecycle is used as `async with`.")
         stopping = asyncio.create_task(self.stopping.wait())
@@ -128,6 +117,11 @@ class Lifecycle:
             name, error = self._crash.result()
             raise TaskCrashed(f"The task {name} crashed: {error!r}") from error
 
+    def _signalled(self, number: signal.Signals) -> None:
+        _log.info("Stopping, because of a signal.", signal=number.name)
+        self.stopping.set()
+        _remove_handlers()
+
     def _note_end(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:
             return
@@ -136,12 +130,36 @@ class Lifecycle:
             self._crash.set_result((task.get_name(), error))
 
 
+def heed_cancellation() -> None:
+    """End the current task if it was cancelled; for loops, after each call of Postgres.
+
+    Before Python 3.12 `asyncio.wait_for`, which psycopg uses, loses a cancellation that meets the answer, and a loop
+    would go on until the time to drain is over.
+    """
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _remove_handlers() -> None:
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.remove_signal_handler(number)
+
+
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
     """Run a process's main coroutine on uvloop and exit: 0 when it returned, 2 for wrong settings, else 1."""
     import uvloop
 
-    try:
+    with exiting_on_errors():
         uvloop.run(main())
+    raise SystemExit(0)
+
+
+@contextmanager
+def exiting_on_errors() -> Iterator[None]:
+    """Say in a line what went wrong, and exit with its status; what nobody has foreseen passes through."""
+    try:
+        yield
     except SettingsError as error:
         sys.stderr.write(f"{error.message}\n")
         raise SystemExit(2) from None
@@ -152,4 +170,3 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    raise SystemExit(0)

@@ -25,11 +25,11 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo
 from alembic.script import ScriptDirectory
 from alembic.script.revision import RevisionError
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, MetaData, create_engine, text
+from sqlalchemy import Connection, Engine, MetaData, create_engine, exc, text
 from sqlalchemy.pool import NullPool
 
 from libs.errors import Unavailable
-from libs.postgres import connect_args, engine_url
+from libs.postgres import connect_args, engine_url, is_transient, unavailable
 from libs.settings import PostgresSettings
 
 _LOCK_POLL_S = 0.1
@@ -37,11 +37,22 @@ _LOCK_POLL_S = 0.1
 log = logging.getLogger(__name__)
 
 
+@contextmanager
+def _passing_errors_as_unavailable() -> Iterator[None]:
+    try:
+        yield
+    except exc.DBAPIError as error:
+        if is_transient(error):
+            raise unavailable(error) from error
+        raise
+
+
+@_passing_errors_as_unavailable()
 def upgrade(settings: PostgresSettings, schema: str, directory: Path) -> int:
     """Run the revisions in `directory` that `schema` has not had, creating the schema first; returns how many ran.
 
-    Raises Unavailable when another process's migration is not over after `migration_timeout`, and whatever a revision
-    raises; the revisions before that one stay.
+    Raises Unavailable when another process's migration is not over after `migration_timeout`, for Postgres's passing
+    errors (`libs.postgres.is_transient`), and whatever else a revision raises; the revisions before that one stay.
     """
     engine = _engine(settings, schema)
     script = _script(directory)
@@ -71,8 +82,12 @@ def upgrade(settings: PostgresSettings, schema: str, directory: Path) -> int:
     return applied
 
 
+@_passing_errors_as_unavailable()
 def pending_revisions(settings: PostgresSettings, schema: str, directory: Path) -> tuple[str, ...]:
-    """The revisions that `upgrade` would run, oldest first; empty also when the schema is newer than `directory`."""
+    """The revisions that `upgrade` would run, oldest first; empty also when the schema is newer than `directory`.
+
+    Raises Unavailable for Postgres's passing errors.
+    """
     script = _script(directory)
     with _engine(settings, schema).connect() as connection:
         current = MigrationContext.configure(connection).get_current_heads()

@@ -20,7 +20,7 @@ CONNECTIONS_OPENED = Counter(
 )
 TRANSIENT_ERRORS = Counter(
     "carillon_postgres_transient_errors_total",
-    "Transactions ended by a passing error: Postgres away, no connection free, deadlock, lock timeout.",
+    "Transactions ended by a passing error: Postgres away or read-only, no connection free, deadlock, lock timeout.",
 )
 
 IN_USE, IDLE = "in_use", "idle"
@@ -54,6 +54,12 @@ def show_pool(engine: AsyncEngine, *, size: int) -> None:
 def note_opened(*_: object) -> None:
     """A listener of the engine's `connect` event."""
     CONNECTIONS_OPENED.inc()
+
+
+def has_room(engine: AsyncEngine) -> bool:
+    """Whether a transaction would get a connection at once, or be allowed to make one."""
+    pool = engine.sync_engine.pool
+    return isinstance(pool, CountingPool) and pool.checkedout() < pool.size()
 
 
 # SQLAlchemy makes a new pool when it disposes of one, so it is looked up each time.

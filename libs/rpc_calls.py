@@ -5,6 +5,10 @@ labels, series that start at 0), a request is decoded by us (a malformed one is 
 itself would call it our INTERNAL), and health checks can be left out. Every handler ends in a status; what it raises
 is turned into one by `libs.rpc_errors`. Cancellation, by the caller or a drain, passes through untouched.
 
+To gRPC all requests are streams, of which we read one message where the contract says so: on the wire it is the same,
+but gRPC would read a request before anybody knows of the call. So a call is counted, and its caller's credential
+checked, before its request is waited for, under its deadline (INV-9): a slow upload is a call in progress.
+
 An RPC whose servicer does not override the generated method answers UNIMPLEMENTED with a sentence saying so.
 """
 
@@ -51,6 +55,8 @@ Decode = Callable[[bytes], Any]
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _CLOCKS_DIFFER_S = 0.05
 """The caller may notice so much before us that its deadline has passed."""
+_MAX_OPEN_CALLS = 1000
+"""Of open methods, health checks that is: each client that watches health has one for as long as it is connected."""
 _MALFORMED = "The request is not a valid protobuf message of this method"
 
 
@@ -92,6 +98,7 @@ class Calls:
         self._metrics = metrics
         self._is_traced = is_on()
         self._in_flight = 0
+        self._open_in_flight = 0
         self._is_draining = False
         self._has_ended = asyncio.Event()
         self._has_refused = asyncio.Event()
@@ -118,26 +125,22 @@ class Calls:
         return self._has_refused.is_set()
 
     def wrap(self, method: Method, handler: Handler) -> Handler:
-        """The same RPC, with everything that happens around it. Open methods need no credential and have no limits."""
+        """The same RPC, with everything that happens around it. Open methods need no credential, have no deadline."""
         behavior, decode = _behavior_of(handler), handler.request_deserializer or _as_it_is
         metrics = self._metrics.of(method.service, method.name)
 
-        async def answer_one(request: Any, context: Context) -> Any:
-            return await self._run(method, metrics, context, lambda: behavior(_decoded(request, decode), context))
+        async def work(requests: AsyncIterator[bytes], context: Context) -> Any:
+            is_many = handler.request_streaming
+            request = _decoded_many(requests, decode) if is_many else await _only_request(context, decode)
+            results = behavior(request, context)
+            return await (_many(results, context) if handler.response_streaming else results)
 
-        async def answer_many(request: Any, context: Context) -> None:
-            def work() -> Awaitable[None]:
-                return _many(behavior(_decoded(request, decode), context), context)
+        async def wrapped(requests: AsyncIterator[bytes], context: Context) -> Any:
+            return await self._run(method, metrics, context, lambda: work(requests, context))
 
-            await self._run(method, metrics, context, work)
-
-        make: Callable[..., Handler] = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
-        wrapped = answer_many if handler.response_streaming else answer_one
+        make: Callable[..., Handler] = grpc.stream_unary_rpc_method_handler
+        if handler.response_streaming:
+            make = grpc.stream_stream_rpc_method_handler
         return make(wrapped, request_deserializer=None, response_serializer=handler.response_serializer)
 
     async def _run(
@@ -174,7 +177,7 @@ class Calls:
         self, method: Method, context: Context, metadata: Metadata, work: Callable[[], Awaitable[T]], span: Span
     ) -> T:
         if method.is_open:
-            return await work()
+            return await self._answer_open(work)
         given_s: float | None = context.time_remaining()  # None without a deadline, whatever the stubs say.
         limits = self._stream if method.is_stream else self._unary
         seconds = limits.default_s if given_s is None else min(given_s, limits.longest_s)
@@ -195,6 +198,16 @@ class Calls:
             self._in_flight -= 1
             self._has_ended.set()
 
+    async def _answer_open(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Health has calls of its own, so that it answers while there are too many of the others."""
+        if self._open_in_flight >= _MAX_OPEN_CALLS:
+            raise _too_many_calls(_MAX_OPEN_CALLS)
+        self._open_in_flight += 1
+        try:
+            return await work()
+        finally:
+            self._open_in_flight -= 1
+
     async def _admit(self, metadata: Metadata, deadline: Deadline, work: Callable[[], Awaitable[T]], span: Span) -> T:
         _check_metadata(metadata)
         principal = await self._authenticator.authenticate(metadata)
@@ -208,13 +221,17 @@ class Calls:
             self._has_refused.set()
             raise Unavailable("This process is stopping and has done nothing; call again.", reason="STOPPING")
         if self._in_flight >= (limit := self._max_in_flight):
-            raise ResourceExhausted(
-                f"This process is answering {limit} calls, as many as it may at once.",
-                retry_after=timedelta(seconds=1),
-                reason="TOO_MANY_CALLS",
-                metadata={"limit": str(limit)},
-            )
+            raise _too_many_calls(limit)
         self._in_flight += 1
+
+
+def _too_many_calls(limit: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"This process is answering {limit} calls, as many as it may at once.",
+        retry_after=timedelta(seconds=1),
+        reason="TOO_MANY_CALLS",
+        metadata={"limit": str(limit)},
+    )
 
 
 def _behavior_of(handler: Handler) -> Callable[[Any, Context], Any]:
@@ -235,9 +252,12 @@ def _as_it_is(request: bytes) -> bytes:
     return request
 
 
-def _decoded(request: Any, decode: Decode) -> Any:
-    """The request or the iterator over them, decoded; DecodeError becomes the caller's mistake."""
-    return _decoded_one(request, decode) if isinstance(request, bytes) else _decoded_many(request, decode)
+async def _only_request(context: Context, decode: Decode) -> Any:
+    """The request, decoded; DecodeError becomes the caller's mistake."""
+    request: Any = await context.read()
+    if request is grpc.aio.EOF:
+        raise InvalidArgument(message="The request has not arrived as a whole.", reason="MALFORMED_REQUEST")
+    return _decoded_one(request, decode)
 
 
 def _decoded_one(request: bytes, decode: Decode) -> Any:

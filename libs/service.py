@@ -24,7 +24,7 @@ from libs.clock import Clock, DatabaseClock
 from libs.errors import FailedPrecondition
 from libs.ids import new_id
 from libs.jetstream import Bus
-from libs.lifecycle import Lifecycle, run
+from libs.lifecycle import Lifecycle, exiting_on_errors, run
 from libs.links import metrics as link_metrics
 from libs.links.backlog_rpc import backlog_servicer
 from libs.links.dead_rpc import dead_frame_servicer
@@ -141,7 +141,8 @@ def _migrate(service: str, directory: Path) -> NoReturn:
 
     loaded = load_or_exit(Needed)
     configure_logs(loaded.telemetry, service=service)
-    applied = migrations.upgrade(loaded.postgres, service, directory)
+    with exiting_on_errors():
+        applied = migrations.upgrade(loaded.postgres, service, directory)
     log.info("The schema is up to date.", extra={"schema": service, "applied": applied})
     raise SystemExit(0)
 
@@ -149,8 +150,8 @@ def _migrate(service: str, directory: Path) -> NoReturn:
 async def _serve(
     service: str, receivers: Sequence[str], settings: SettingsT, build: Build[SettingsT], directory: Path
 ) -> None:
-    _refuse_old_schema(service, settings.postgres, directory)
     async with Lifecycle(settings.grpc.drain_timeout) as life:
+        _refuse_old_schema(service, settings.postgres, directory)
         replica = f"{socket.gethostname()}-{os.getpid()}-{new_id().hex[-6:]}"
         await life.enter(Traces(settings.telemetry, service=service, version=_version(), instance=replica))
         db = await life.enter(_closing(await _connect_database(service, settings.postgres)))

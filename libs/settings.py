@@ -255,8 +255,14 @@ class LinkSettings(Settings):
         ge=HOUR,
         le=365 * DAY,
         description="How long a receiver remembers the ids of frames it has applied. Must exceed any time after which "
-        "a frame could still arrive: CARILLON_NATS_STREAM_MAX_AGE and restores of old backups.",
+        "a frame could still arrive: CARILLON_NATS_STREAM_MAX_AGE and restores of old backups. Dead frames can be "
+        "redriven for as long.",
     )
+
+    @property
+    def tombstone_retention(self) -> timedelta:
+        """How long what a cancel forbids may still come. A frame's age is by its sender's clock, so some more."""
+        return self.inbox_retention + timedelta(hours=1)
 
     @model_validator(mode="after")
     def _backoff_grows(self) -> Self:

@@ -32,5 +32,6 @@ The sender's replica that committed waits for the receipt where a caller asked f
 
 Easy to get wrong: acking before the commit; republishing under the same message id (JetStream's duplicate window would
 swallow it); deriving a frame's age from anything but its id; counting failures by the broker's deliveries, which count
-Postgres's absences too, and begin anew with a wipe; redriving under the old id, which a late receipt may still confirm.
+Postgres's absences too, and begin anew with a wipe; redriving under the old id, which a late receipt may still confirm,
+or under a younger one: cancels are remembered only as long as what is older than they may come.
 """

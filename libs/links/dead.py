@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from libs.ids import id_floor, new_id
+from libs.ids import id_beside, id_floor
 from libs.links.frames import OutgoingFrame, decoded
 from libs.links.outbox import insert_frames
 from libs.postgres import Transaction
@@ -99,18 +99,19 @@ async def redrive(
 
     In one transaction a frame leaves `dead_frame` and enters our own outbox, under a new id: from there on it is a
     frame like any other, unconfirmed until it is applied. Under its old id it stays dead, so that copies still under
-    way have no effects. Not redriven: what is no frame, and what was older than the inbox's `retention` when it was
-    buried, because it may have been applied before.
+    way have no effects. The new id is of the old one's time, because what is in the frame is no younger than before.
+    Not redriven: what is no frame, and what is older than the inbox's `retention`. It may have been applied before,
+    and a cancel accepted after it may have been forgotten (INV-4).
     """
     cursor = await tx.raw.execute(
-        "SELECT frame_id, partition, payload, entries, buried_at FROM dead_frame"
+        "SELECT frame_id, partition, payload, entries, clock_timestamp() FROM dead_frame"
         " WHERE frame_id = ANY(%s) AND sender <> '' ORDER BY frame_id FOR UPDATE",
         (list(frame_ids),),
     )
     rows = [row for row in await cursor.fetchall() if row[0] >= id_floor(row[4] - retention)]
     frames = []
-    for _, partition, payload, entries, _ in rows:
-        frame_id = new_id()
+    for old_id, partition, payload, entries, _ in rows:
+        frame_id = id_beside(old_id)
         frame = decoded(payload)
         frame.id = frame_id.bytes
         frames.append(

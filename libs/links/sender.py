@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 
 from libs.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from libs.lifecycle import heed_cancellation
 from libs.links import metrics, outbox
 from libs.links.frames import (
     REPLY_HEADER,
@@ -292,11 +293,13 @@ class Sender:
             await asyncio.sleep(_STATS_INTERVAL_S)
 
     async def _attempt(self, what: str, work: Coroutine[None, None, Result]) -> Result | None:
+        result = None
         try:
-            return await work
+            result = await work
         except Unavailable as err:
             log.warning("Could not %s; trying again.", what, extra={"error": str(err)})
-            return None
+        heed_cancellation()
+        return result
 
 
 def _publication(frame: OutgoingFrame, msg_id: str) -> Span:

@@ -30,6 +30,7 @@ from uuid import UUID
 
 from libs.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from libs.ids import new_id
+from libs.lifecycle import heed_cancellation
 from libs.postgres import Database, Transaction
 from libs.settings import LinkSettings
 from services.scheduler import metrics
@@ -275,7 +276,5 @@ class EventPublisher:
             result = await work
         except Unavailable as err:
             log.warning("Could not %s; trying again.", what, extra={"error": str(err)})
-        # Before Python 3.12 wait_for, which psycopg uses, loses a cancellation that meets the answer.
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise asyncio.CancelledError
+        heed_cancellation()
         return result

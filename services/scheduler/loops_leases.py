@@ -24,6 +24,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from libs.errors import Unavailable
+from libs.lifecycle import heed_cancellation
 from libs.links.receiver import Message
 from services.scheduler import metrics
 from services.scheduler.loops_engine import Engine
@@ -117,6 +118,7 @@ class Leases:
         try:
             while True:
                 wait = await self._attempt()
+                heed_cancellation()
                 try:
                     async with asyncio.timeout(wait.total_seconds()):
                         await self.wake.wait()

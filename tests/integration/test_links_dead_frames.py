@@ -10,7 +10,7 @@ import pytest
 from carillon.link.v1 import link_pb2
 
 from libs.errors import FieldViolation, InvalidArgument, Unavailable
-from libs.ids import id_floor, new_id
+from libs.ids import id_floor, id_time, new_id
 from libs.jetstream import Bus
 from libs.links import dead
 from libs.links.frames import OutgoingFrame, stream_name, subject_of
@@ -297,28 +297,39 @@ async def test_a_redriven_frame_is_applied_once(world: LinkWorld, open_bus: Open
     assert await world.dead() == 0
 
 
-async def test_a_frame_can_be_redriven_long_after_its_burial(world: LinkWorld, open_bus: OpenBus) -> None:
-    """What counts is whether the inbox knew it when it was put aside."""
+async def bury(tx: Transaction, frame: OutgoingFrame) -> None:
+    """Put it aside now, as the receiver does."""
+    await dead.bury(
+        tx, frame.id, sender="intake", partition=0, payload=frame.payload, entries=1, reason="a bug", deliveries=5
+    )
+
+
+async def test_inv4_what_outlived_the_memory_of_cancels_is_not_redriven(world: LinkWorld, open_bus: OpenBus) -> None:
+    """However young it was when it was put aside: a cancel accepted after it may be gone by now."""
     sender = world.sender(await open_bus())
     now = await scalar(world.sender_db, "SELECT clock_timestamp()")
-    frame = of_age(frames_of(sender, 1)[0], id_floor(now - 3 * RETENTION))
+    frame = of_age(frames_of(sender, 1)[0], id_floor(now - RETENTION - timedelta(minutes=1)))
     async with world.receiver_db.transaction() as tx:
-        await dead.bury(
-            tx,
-            frame.id,
-            sender="intake",
-            partition=0,
-            payload=frame.payload,
-            entries=1,
-            reason="a bug since mended",
-            deliveries=5,
-        )
-        await tx.raw.execute("UPDATE dead_frame SET buried_at = %s", (now - 3 * RETENTION + timedelta(hours=1),))
+        await bury(tx, frame)
+        await tx.raw.execute("UPDATE dead_frame SET buried_at = %s", (now - RETENTION,))
+        assert await redrive(tx, [frame.id]) == 0
+    assert await world.dead() == 1
+
+
+async def test_inv4_redriving_makes_a_frame_no_younger(world: LinkWorld, open_bus: OpenBus) -> None:
+    """It goes under a new id of the old time, is applied, and would be refused when the old one would."""
+    sender = world.sender(await open_bus())
+    now = await scalar(world.sender_db, "SELECT clock_timestamp()")
+    frame = of_age(frames_of(sender, 1)[0], id_floor(now - RETENTION + timedelta(minutes=1)))
+    async with world.receiver_db.transaction() as tx:
+        await bury(tx, frame)
         assert await redrive(tx, [frame.id]) == 1
     async with world.receiver_db.read() as tx:
-        (row,) = await (await tx.raw.execute("SELECT payload, entries, receiver FROM outbox")).fetchall()
-    message = InHand(of_age(frame, new_id()))
-    message.data = row[0]
+        ((frame_id, payload),) = await (await tx.raw.execute("SELECT frame_id, payload FROM outbox")).fetchall()
+    assert frame_id != frame.id
+    assert id_time(frame_id) == id_time(frame.id)
+    message = InHand(frame)
+    message.data = payload
     await world.receiver(await open_bus()).handle([message])
     assert await world.applied() == {1: 1}
 

@@ -13,10 +13,11 @@ import pytest
 import uvloop
 from pydantic import SecretStr
 from sqlalchemy import Column, Index, Integer, MetaData, Table, Text, insert, select, text
-from sqlalchemy.exc import IntegrityError, InternalError
+from sqlalchemy.exc import IntegrityError
 
 from libs import migrations
 from libs.errors import Unavailable
+from libs.links.sequence import RAISE_SEQUENCE
 from libs.postgres import Database, copy_rows, is_transient
 from libs.settings import PostgresSettings
 from local.servers import PostgresServer
@@ -62,7 +63,7 @@ async def test_a_block_that_raises_leaves_nothing(db: Database) -> None:
 
 async def test_a_read_cannot_write(db: Database) -> None:
     """Postgres itself refuses it."""
-    with pytest.raises(InternalError, match="read-only"):
+    with pytest.raises(Unavailable, match="read-only"):
         async with db.read() as tx:
             await tx.conn.execute(insert(bells).values(id=1, tone="c"))
     async with db.transaction() as tx:
@@ -113,9 +114,10 @@ async def test_work_goes_on_right_after_a_restart(
 
 
 async def test_a_crash_within_a_transaction_is_a_passing_error(
-    open_database: OpenDatabase, private_postgres: PostgresServer
+    open_database: OpenDatabase, private_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller gets Unavailable and may repeat the whole transaction."""
+    monkeypatch.setattr("libs.postgres._FRESH_S", 0.0)
     db = await open_database("intake", private_postgres.url)
 
     async def crash_within() -> None:
@@ -161,6 +163,67 @@ async def test_a_full_pool_is_a_passing_error(open_database: OpenDatabase) -> No
                 pass
 
 
+async def test_a_full_pool_is_not_taken_for_a_dead_server(
+    open_database: OpenDatabase, private_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that all wait for meets every replica at once; a server that is away shows all the same."""
+    monkeypatch.setattr("libs.postgres._FRESH_S", 0.0)
+    db = await open_database("intake", private_postgres.url, pool_size=1)
+
+    async def look_while_full() -> None:
+        async with db.transaction() as tx:
+            assert await db.is_alive()
+            private_postgres.kill()
+            assert not await db.is_alive()
+            await tx.raw.execute("SELECT 1")
+
+    with pytest.raises(Unavailable):
+        await look_while_full()
+
+
+async def test_what_commits_is_alive_however_long_a_question_takes(
+    open_database: OpenDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under load a place in the pool, or a new connection, may take longer than readiness waits."""
+    db = await open_database("intake", pool_size=1)
+    monkeypatch.setattr("libs.postgres._FRESH_S", 1_000.0)
+    async with db.transaction() as tx:
+        await tx.raw.execute("SELECT 1")
+        assert await db.is_alive(timedelta(0))
+    monkeypatch.setattr("libs.postgres._FRESH_S", 0.0)
+    assert not await db.is_alive(timedelta(0))
+
+
+async def test_a_server_that_takes_no_writes_is_a_passing_error(
+    open_database: OpenDatabase, private_postgres: PostgresServer
+) -> None:
+    """A standby before its promotion, a disk that is nearly full: for old connections and for those made now."""
+    settings = PostgresSettings(url=SecretStr(private_postgres.url))
+    old = await open_database("intake", private_postgres.url)
+    async with old.transaction() as tx:
+        await tx.raw.execute("CREATE SEQUENCE command_seq")
+    new = await Database.connect(settings, "intake", on_connect=RAISE_SEQUENCE)
+    await new.engine.dispose()  # Its connections; it makes others.
+    with psycopg.connect(private_postgres.url, autocommit=True) as server:
+        server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        server.execute("SELECT pg_reload_conf()")
+
+    async def write(db: Database) -> None:
+        async with db.transaction() as tx:
+            await tx.raw.execute("SELECT nextval('command_seq')")
+
+    async def write_until_refused() -> None:
+        async with asyncio.timeout(10):
+            while True:  # Until the connection has heard of it.
+                await write(old)
+
+    with pytest.raises(Unavailable, match="read-only"):
+        await write_until_refused()
+    with pytest.raises(Unavailable, match="read-only"):
+        await write(new)
+    await new.close()
+
+
 @pytest.mark.parametrize("kind", ["read", "transaction"])
 async def test_a_cancelled_block_gives_its_connection_back(
     open_database: OpenDatabase, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -202,6 +265,8 @@ async def test_a_deadlock_and_a_lock_timeout_are_passing_errors(db: Database) ->
     assert is_transient(psycopg.errors.DeadlockDetected())
     assert is_transient(psycopg.errors.SerializationFailure())
     assert is_transient(psycopg.errors.TooManyConnections())
+    assert is_transient(psycopg.errors.DatabaseDropped())
+    assert is_transient(psycopg.errors.IoError())
     assert not is_transient(psycopg.errors.QueryCanceled())
     assert not is_transient(psycopg.errors.UniqueViolation())
     assert not is_transient(ValueError())
@@ -322,6 +387,15 @@ def test_a_busy_lock_ends_in_unavailable(settings: PostgresSettings, history: Pa
             migrations.upgrade(impatient, "intake", history)
 
 
+def test_a_server_that_is_away_is_unavailable_to_migrations(settings: PostgresSettings, history: Path) -> None:
+    """Which a process says in a line, and starts again."""
+    away = settings.model_copy(update={"url": SecretStr("postgresql://postgres@127.0.0.1:1/x")})
+    with pytest.raises(Unavailable, match="refused"):
+        migrations.upgrade(away, "intake", history)
+    with pytest.raises(Unavailable, match="refused"):
+        migrations.pending_revisions(away, "intake", history)
+
+
 def test_models_are_compared_with_the_migrated_schema(settings: PostgresSettings, history: Path) -> None:
     """A column, an index or a table on one side only is named."""
     migrations.upgrade(settings, "intake", history)
@@ -333,8 +407,11 @@ def test_models_are_compared_with_the_migrated_schema(settings: PostgresSettings
     migrations.check_models_match(settings, "intake", metadata)
 
 
-async def test_a_paused_server_is_not_alive(open_database: OpenDatabase, private_postgres: PostgresServer) -> None:
+async def test_a_paused_server_is_not_alive(
+    open_database: OpenDatabase, private_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server that accepts but does not answer is told from one that works."""
+    monkeypatch.setattr("libs.postgres._FRESH_S", 0.0)
     db = await open_database("intake", private_postgres.url)
     async with db.read() as tx:
         backend = tx.raw.info.backend_pid

@@ -68,10 +68,13 @@ class Issuer:
         self.document: object = document
         self.fetches = 0
         self.is_down = False
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def __call__(self) -> bytes:
         self.fetches += 1
         await asyncio.sleep(0)
+        await self.answers.wait()
         if self.is_down:
             raise ConnectionRefusedError
         return json.dumps(self.document).encode()
@@ -214,6 +217,40 @@ async def test_forged_key_ids_do_not_flood_the_issuer() -> None:
         with pytest.raises(Unauthenticated):
             await jwts.verify(signed(service_account(), kid=f"forged-{number}"))
     assert issuer.fetches == 1
+
+
+async def test_a_caller_who_gives_up_does_not_end_the_fetch() -> None:
+    """Nobody, impatient or hostile, keeps the others from having keys."""
+    issuer = Issuer()
+    issuer.answers.clear()
+    jwts = verifier(issuer)
+    impatient = asyncio.create_task(jwts.verify(signed(service_account(), kid="forged")))
+    patient = asyncio.create_task(jwts.verify(signed(service_account())))
+    while not issuer.fetches:  # noqa: ASYNC110 - until both wait.
+        await asyncio.sleep(0)
+    impatient.cancel()
+    await asyncio.wait([impatient])
+    issuer.answers.set()
+    assert (await patient).tenant == "shop"
+    assert (await jwts.verify(signed(service_account()))).tenant == "shop"
+    assert issuer.fetches == 1
+
+
+async def test_a_new_key_of_an_issuer_that_is_down_is_unavailable() -> None:
+    """It may have just been rotated in: we cannot tell, and the caller is not to throw its token away."""
+    issuer, clock = Issuer(), FakeMonotonic()
+    jwts = verifier(issuer, clock)
+    await jwts.verify(signed(service_account()))
+    issuer.is_down = True
+    clock.now += 60
+    for _ in range(2):  # The second one is too soon to ask again.
+        with pytest.raises(Unavailable):
+            await jwts.verify(signed(service_account(), kid="rotated"))
+    assert (await jwts.verify(signed(service_account()))).tenant == "shop"
+    issuer.is_down = False
+    clock.now += 60
+    with pytest.raises(Unauthenticated, match="no key"):
+        await jwts.verify(signed(service_account(), kid="rotated"))
 
 
 async def test_old_keys_stay_in_use_while_the_issuer_is_down() -> None:

@@ -5,6 +5,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
+import psycopg
 import pytest
 
 from libs.clock import DatabaseClock, wait_at_most
@@ -120,6 +121,31 @@ async def test_time_stands_still_until_a_correction_backward_is_made_up(monotoni
     assert clock.now() == ORIGIN + 10 * SECOND
     monotonic.now_s += 3
     assert clock.now() == ORIGIN + 12 * SECOND
+
+
+async def test_a_clock_that_was_refused_asks_again(monotonic: Monotonic) -> None:
+    """Whatever Postgres said, a statement timeout say: it keeps what it knows, and the process goes on."""
+    answered = asyncio.Event()
+
+    class Refusing(FakeDatabase):
+        is_refusing = False
+
+        async def execute(self, statement: str) -> Row:
+            if self.is_refusing:
+                self.is_refusing = False
+                raise psycopg.errors.QueryCanceled
+            answered.set()
+            return await super().execute(statement)
+
+    db = Refusing(monotonic, *(0.0,) * 99)
+    clock = await DatabaseClock.connect(cast(Database, db), resync=timedelta(0))
+    answered.clear()
+    db.is_refusing = True
+    running = asyncio.create_task(clock.run())
+    async with asyncio.timeout(5):
+        await answered.wait()
+    assert not running.done()
+    running.cancel()
 
 
 async def test_a_wait_ends_when_its_time_has_come() -> None:

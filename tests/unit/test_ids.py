@@ -3,14 +3,14 @@
 import pickle
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import RFC_4122, UUID
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from libs.errors import InvalidArgument
-from libs.ids import derived_id, id_floor, id_of, id_time, new_id, parse_id
+from libs.ids import derived_id, id_beside, id_floor, id_of, id_time, new_id, parse_id
 from libs.sharding import shard_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -28,6 +28,14 @@ def test_new_ids_ascend() -> None:
 def test_an_id_tells_when_it_was_made() -> None:
     """RFC 9562, appendix A.6."""
     assert id_time(UUID("017F22E2-79B0-7CC3-98C4-DC0C0C07398F")) == datetime(2022, 2, 22, 19, 22, 22, tzinfo=UTC)
+
+
+def test_another_id_of_the_same_time_is_a_new_one() -> None:
+    """As old as the first, however many are made."""
+    first = UUID("017F22E2-79B0-7CC3-98C4-DC0C0C07398F")
+    made = [id_beside(first) for _ in range(1_000)]
+    assert len({first, *made}) == 1_001
+    assert {(one.version, one.variant, id_time(one)) for one in made} == {(7, RFC_4122, id_time(first))}
 
 
 def test_other_ids_tell_no_time() -> None:

@@ -52,6 +52,28 @@ async def test_a_signal_ends_the_life(number: signal.Signals) -> None:
         assert life.stopping.is_set()
 
 
+async def test_a_signal_while_things_start_ends_the_life_once_they_have() -> None:
+    """The kernel drops it for a container's first process that has no handler yet."""
+    said: list[str] = []
+    async with asyncio.timeout(5), Lifecycle() as life:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await life.enter(resource("database", said))
+        await life.run_until_signalled()
+    assert said == ["open database", "close database"]
+
+
+async def test_a_second_signal_meets_no_handler() -> None:
+    """So it ends the process at once, and so does one while things close."""
+    before = signal.getsignal(signal.SIGTERM)
+    async with asyncio.timeout(5), Lifecycle() as life:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await life.run_until_signalled()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL == before
+    async with Lifecycle():
+        pass
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 async def test_a_crashed_task_ends_the_life() -> None:
     """Half a service that looks alive is worse than a restart; what was open is still closed."""
     said: list[str] = []
@@ -81,21 +103,6 @@ async def test_a_task_that_returns_is_no_crash() -> None:
         await life.spawn("once", once())
         life.stop()
         await life.run_until_signalled()
-
-
-async def test_a_graceful_task_may_finish_what_it_does() -> None:
-    """It sees that the process is stopping, and is not cancelled."""
-    said: list[str] = []
-    async with Lifecycle() as life:
-
-        async def finish() -> None:
-            await life.stopping.wait()
-            await asyncio.sleep(0)
-            said.append("finished")
-
-        life.spawn("finisher", finish(), is_graceful=True)
-        life.stop()
-    assert said == ["finished"]
 
 
 async def test_closing_ends_although_something_hangs() -> None:

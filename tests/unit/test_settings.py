@@ -201,3 +201,9 @@ def test_the_certificates_decide_how_a_server_is_protected() -> None:
     assert GrpcSettings().tls is TlsMode.PLAINTEXT
     assert GrpcSettings.model_validate(cert).tls is TlsMode.TLS
     assert GrpcSettings.model_validate({**cert, "tls_client_ca_file": "ca.pem"}).tls is TlsMode.MUTUAL
+
+
+def test_inv4_cancels_are_remembered_longer_than_what_they_forbid_may_come() -> None:
+    """By an hour, because a frame's age is by its sender's clock."""
+    links = LinkSettings(inbox_retention=timedelta(days=30))
+    assert links.tombstone_retention == timedelta(days=30, hours=1)

@@ -199,8 +199,8 @@ class RedriveDeadFramesResponse(_message.Message):
     """Frames on their way again."""
     @_builtins.property
     def left_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Frames that stay where they are: not there, no frames at all, or older when they were put aside than what the
-        inbox remembers, so that they may have been applied before.
+        """Frames that stay where they are: not there, no frames at all, or older by now than what the inbox remembers, so that
+        they may have been applied before, or what is in them may have been cancelled since.
         """
 
     def __init__(
