@@ -128,7 +128,7 @@ class Pull:
             with suppress(*_ERRORS):
                 if self._client.is_connected:
                     async with asyncio.timeout(_CLOSE_S):
-                        await self._subscription.drain()
+                        await self._subscription.drain()  # type: ignore[no-untyped-call]
                 else:
                     await self._subscription.unsubscribe()
         for message in self._arrived:
