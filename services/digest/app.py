@@ -62,7 +62,7 @@ async def build(runtime: Runtime, settings: DigestServiceSettings) -> Service:
         tombstones=store_windows,
         counts=store_views,
         clock=runtime.clock,
-        retention=runtime.links.inbox_retention,
+        retention=runtime.links.tombstone_retention,
     )
     history = History(db=runtime.db, store=store_history, clock=runtime.clock)
     ledger = LedgerCheck(db=runtime.db, store=store_ledger)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from enum import IntEnum, StrEnum
 
-from libs.recurrence import Rule
+from libs.recurrence import Rule, zone_of
 
 IMMEDIATE = "immediate"
 OFF = "off"
 
-# RRULEs of cadences count their intervals from here, a Monday. Fixed, or every restart would shift "every second week".
-RULE_START = datetime(2000, 1, 3, tzinfo=UTC)
+# RRULEs of cadences count their intervals from here, a Monday, in the zone of the rule, as the contract says. Fixed, or
+# every restart would shift "every second week".
+_RULE_START = datetime(2000, 1, 3)  # noqa: DTZ001 - local time, whatever the zone.
 
 DEFAULT_RETENTION = timedelta(days=90)
 """Of types that say nothing, of types that are gone, and of what has no type."""
@@ -211,5 +212,6 @@ class Template:
 
 
 def rule_of(cron: str, rrule: str, zone: str) -> Rule:
-    """The recurrence rule of an aligned cadence in a zone."""
-    return Rule(cron=cron, rrule=rrule, zone=zone, start=RULE_START)
+    """The recurrence rule of an aligned cadence in a zone. Raises BadRule when there is no such zone."""
+    start = _RULE_START.replace(tzinfo=zone_of(zone)).astimezone(UTC)
+    return Rule(cron=cron, rrule=rrule, zone=zone, start=start)

@@ -85,17 +85,22 @@ class Outcome:
 
 
 class WindowTimer(Struct, frozen=True, kw_only=True, gc=False):
-    """A window asks to be woken at its due time."""
+    """A window asks to be woken at its due time.
+
+    `own_id` is new and given where the window may have asked for that time before: a timer that has fired never does
+    again, whatever asks for its id.
+    """
 
     tenant: str
     window_id: UUID
     due_at: datetime
     trace: Point = NOWHERE
+    own_id: UUID | None = None
 
     @property
     def id(self) -> UUID:
-        """The same whenever it is asked for; another one when the window has moved."""
-        return derived_id("window-timer", self.window_id, self.due_at.isoformat())
+        """Without an own one the same whenever this window asks for this time."""
+        return self.own_id or derived_id("window-timer", self.window_id, self.due_at.isoformat())
 
     @property
     def entity(self) -> str:

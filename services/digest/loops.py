@@ -13,7 +13,8 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from libs.clock import Clock
-from libs.errors import Unavailable
+from libs.errors import ResourceExhausted, Unavailable
+from libs.ids import new_id
 from libs.links.frames import OutgoingFrame
 from libs.postgres import Database, Transaction
 from libs.telemetry import traces
@@ -35,19 +36,21 @@ _HOUSEKEEPING_S: Final = 60.0
 _STATS_S: Final = 15.0
 _REST: Final = 50.0  # Of a connection it takes a fiftieth at most,
 _LONGEST_REST_S: Final = 30.0  # where that leaves gauges no older than this.
+_FULL_REST_S: Final = 5.0
 _FORGET_ROWS: Final = 10_000
 _HAND_OVER_CHARACTERS: Final = 6_000_000  # Of what is rendered: more than a batch of usual digests has.
 
 
 class Press(Protocol):
-    """Turns jobs into messages; one result per job, in order."""
+    """Turns jobs into messages; one result per job, in order, of as many as there is time for (see loops_press)."""
 
     async def render(self, jobs: Sequence[Job]) -> list[Rendered]: ...
 
 
 class Post(Protocol):
-    """Hands messages over to the dispatcher: within the transaction, and after its commit."""
+    """Hands messages over to the dispatcher, while there is room: within the transaction, and after its commit."""
 
+    def check_room(self) -> None: ...
     async def hand_over(self, tx: Transaction, messages: Sequence[Message]) -> list[OutgoingFrame]: ...
     def publish(self, frames: Sequence[OutgoingFrame]) -> None: ...
 
@@ -66,6 +69,7 @@ class Claims(Protocol):
     async def claim(
         self, tx: Transaction, *, most_windows: int, most_items: int, now: datetime
     ) -> list[ClosingWindow]: ...
+    async def give_back(self, tx: Transaction, windows: Sequence[ClosingWindow]) -> None: ...
 
 
 class ClosingStore(Protocol):
@@ -74,6 +78,7 @@ class ClosingStore(Protocol):
     async def templates_for(
         self, tx: Transaction, windows: Sequence[ClosingWindow]
     ) -> Mapping[str, Mapping[TemplateKey, Source]]: ...
+    async def part_off(self, tx: Transaction, window: ClosingWindow) -> ClosingWindow: ...
     async def hold(self, tx: Transaction, held: Mapping[UUID, datetime], tenants: Collection[str]) -> None: ...
     async def finish(self, tx: Transaction, closed: Sequence[Closed], *, now: datetime) -> None: ...
 
@@ -129,6 +134,10 @@ class Closing:
             self._wake.clear()
             try:
                 closed = await self.close_once()
+            except ResourceExhausted as err:
+                log.warning("Nothing closes: the windows wait.", error=str(err))
+                await _rest_while_full()
+                continue
             except Exception as err:
                 log.warning("Windows could not be closed; trying again.", error=repr(err), exc_info=not _passes(err))
                 closed = 0
@@ -136,12 +145,17 @@ class Closing:
                 await self._rest(self._settings.poll_interval.total_seconds())
 
     async def close_once(self) -> int:
-        """Close one batch of windows in one transaction, or hold them for quiet hours; returns how many there were."""
+        """Close one batch of windows in one transaction, or hold them for quiet hours; returns how many there were.
+
+        Raises ResourceExhausted while the link to the dispatcher is full: what waits in windows can be cancelled, and
+        is bounded by what comes in (INV-9).
+        """
+        self._post.check_room()
         started = time.perf_counter()
-        now = self._clock.now()
         settings = self._settings
         with Making() as making:
             async with self._db.transaction() as tx:
+                now = self._clock.now()  # Not before there is a connection, which may take seconds.
                 claimed = await self._claims.claim(
                     tx, most_windows=settings.render_windows, most_items=settings.render_items, now=now
                 )
@@ -149,25 +163,33 @@ class Closing:
                     return 0
                 windows = making.begin(claimed, await self._causes(tx, claimed))
                 with making.current():
-                    frames, closed = await self._close(tx, windows, now)
+                    frames, closed, done = await self._close(tx, windows, now)
             making.note(closed)
         self._post.publish(frames)
         _count(closed)
         metrics.RENDER_SECONDS.observe(time.perf_counter() - started, making.exemplar)
-        return len(windows)
+        return done
 
     async def _causes(self, tx: Transaction, windows: Sequence[ClosingWindow]) -> Mapping[UUID, Sequence[Point]]:
         return await self._traced.causes(tx, [one.id for one in windows]) if traces.is_on() else {}
 
     async def _close(
         self, tx: Transaction, windows: Sequence[ClosingWindow], now: datetime
-    ) -> tuple[list[OutgoingFrame], list[Closed]]:
+    ) -> tuple[list[OutgoingFrame], list[Closed], int]:
+        """What was sent, what became of the windows, and how many were closed or held: at least one.
+
+        The others are as if they had not been claimed; the next batch begins with them.
+        """
         timers = await self._hold(tx, held := _held(windows, now), now)
-        closed = await self._verdicts(tx, [one for one in windows if one.id not in held], now)
+        closing = [one for one in windows if one.id not in held]
+        parted = [one if one.rest_from is None else await self._store.part_off(tx, one) for one in closing]
+        closed = await self._verdicts(tx, parted, now)
         await self._store.finish(tx, closed, now=now)
         frames = await self._hand_over(tx, (message for one in closed for message in one.messages))
-        log.debug("Closed windows.", windows=len(windows))
-        return [*timers, *frames], closed
+        done = {one.window.id for one in closed} | held.keys()
+        await self._claims.give_back(tx, [one for one in windows if one.id not in done])
+        log.debug("Closed windows.", windows=len(done))
+        return [*timers, *frames], closed, len(done)
 
     async def _hand_over(self, tx: Transaction, messages: Iterable[Message]) -> list[OutgoingFrame]:
         frames: list[OutgoingFrame] = []
@@ -188,16 +210,20 @@ class Closing:
         templates = await self._store.templates_for(tx, rendering)
         jobs = [job_of(window, templates.get(window.tenant, {}), now=now) for window in rendering]
         rendered = await self._press.render(jobs)
-        for window, result in zip(rendering, rendered, strict=True):
+        for window, result in zip(rendering, rendered, strict=False):
             known[window.id] = closed_by(window, result)
             if result.error:
                 log.warning("A template failed.", tenant=window.tenant, digest_id=str(window.id), error=result.error)
-        return [known[window.id] for window in windows]
+        return [known[window.id] for window in windows if window.id in known]
 
     async def _rest(self, seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
+
+
+async def _rest_while_full() -> None:
+    await asyncio.sleep(_FULL_REST_S)
 
 
 def _by_size(messages: Iterable[Message]) -> Iterator[list[Message]]:
@@ -215,9 +241,12 @@ def _by_size(messages: Iterable[Message]) -> Iterator[list[Message]]:
 
 
 def _held(windows: Sequence[ClosingWindow], now: datetime) -> dict[UUID, WindowTimer]:
-    """The windows that quiet hours hold, with what wakes them; what leaves nothing behind is not worth holding."""
+    """The windows that quiet hours hold, with what wakes them; what leaves nothing behind is not worth holding.
+
+    A window may have been woken for that very time already, by a clock a little ahead of `now`.
+    """
     return {
-        one.id: WindowTimer(tenant=one.tenant, window_id=one.id, due_at=until, trace=one.trace)
+        one.id: WindowTimer(tenant=one.tenant, window_id=one.id, due_at=until, trace=one.trace, own_id=new_id())
         for one in windows
         if (until := held_until(one, now=now)) is not None and without_rendering(one) is None
     }
@@ -267,9 +296,11 @@ class Care:
             tasks.create_task(_again_and_again(self.measure_once, _STATS_S))
 
     async def forget_once(self) -> None:
-        """Delete tombstones older than any frame that could still come (INV-9)."""
-        async with self._db.transaction() as tx:
-            await self._tombstones.forget_tombstones(tx, self._retention, limit=_FORGET_ROWS)
+        """Delete all tombstones older than any entry that could still come (INV-9), some at a time."""
+        forgotten = _FORGET_ROWS
+        while forgotten == _FORGET_ROWS:
+            async with self._db.transaction() as tx:
+                forgotten = await self._tombstones.forget_tombstones(tx, self._retention, limit=_FORGET_ROWS)
 
     async def measure_once(self) -> None:
         """Read the windows' backlog into the gauges."""

@@ -132,6 +132,11 @@ class Aside:
                 return ready
         return []
 
+    async def give_back(self, tx: Transaction, windows: Sequence[ClosingWindow]) -> None:
+        """Let claimed windows be claimed again at once; what was answered about them is remembered, or asked again."""
+        if asked := {one.id: one.tenant for one in windows if one.services}:
+            await self._store.give_back(tx, set(asked.values()), list(asked))
+
     async def _claim_answered(self, tx: Transaction, now: datetime) -> list[ClosingWindow]:
         group, formatted = self._answered.popleft()
         self._forget(group)

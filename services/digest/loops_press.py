@@ -4,7 +4,8 @@ Jobs are written ahead, results are read as they come. A job may use so much of 
 clock's: a machine that is busy, or a process that was paused, is no template's fault. When a job uses more, its
 process is ended by its own alarm and a new one is started; the job's templates are put in quarantine, where the
 built-in ones stand in for them, and everything after it goes on. So a template that never ends costs its tenant its
-own looks, and everybody else one limit.
+own looks, and everybody else one limit. Which of a job's templates it was nobody knows, so they are tried again after
+ten minutes; other tenants' of the same text are not theirs.
 
 A process that dies otherwise (killed, out of memory) is replaced and the job tried again; only one that dies of the
 same job every time is that job's fault. One that is silent for very long is replaced too, and the caller hears of it
@@ -15,14 +16,26 @@ import asyncio
 import os
 import signal
 import sys
-from collections import OrderedDict
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final, Self
 
+from cachetools import TTLCache
+
 from services.digest import metrics
-from services.digest.rendering_jobs import ANSWER_HEAD, Answer, Job, Part, Rendered, Request, Source
+from services.digest.rendering_jobs import (
+    ANSWER_HEAD,
+    BATCH_BYTES,
+    BATCH_S,
+    Answer,
+    Job,
+    Part,
+    Rendered,
+    Request,
+    Source,
+)
 from services.digest.rendering_sandbox import BadTemplate
 
 _READ_AHEAD_BYTES: Final = 1 << 20
@@ -31,6 +44,7 @@ _SILENCE_S: Final = 30.0
 _PER_LINE_S: Final = 0.001  # On top of the limit; the built-in templates need 0.02 ms for an item.
 _TRIES: Final = 3
 _QUARANTINE: Final = 1_000
+_QUARANTINE_S: Final = 600.0
 
 _Answered = tuple[Sequence[Part], Answer]
 
@@ -55,7 +69,7 @@ class Press:
         self._memory_bytes = memory_bytes
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
-        self._quarantine: OrderedDict[Source, str] = OrderedDict()
+        self._quarantine: TTLCache[tuple[str, Source], str] = TTLCache(_QUARANTINE, ttl=_QUARANTINE_S)
 
     async def __aenter__(self) -> Self:
         return self
@@ -64,24 +78,28 @@ class Press:
         await self._kill()
 
     async def render(self, jobs: Sequence[Job]) -> list[Rendered]:
-        """One result per job, in order. A job that cannot be rendered even with built-in templates has no parts.
+        """One result per job, in order, for as many as BATCH_S and BATCH_BYTES are enough, the first in any case.
 
-        Raises PressJam when nothing was heard of the process for half a minute.
+        A job that cannot be rendered even with built-in templates has no parts. Raises PressJam when nothing was heard
+        of the process for half a minute.
         """
         results: list[Rendered] = []
         deaths = 0
         async with self._lock:
+            until_s = time.monotonic() + BATCH_S
             while len(results) < len(jobs):
                 done, died = await self._render_until_death(jobs[len(results) :])
                 deaths = 0 if done else deaths
                 results += done
                 if died is None:
-                    continue
+                    break
                 metrics.PRESS_JAMS.inc()
                 deaths += 1
                 if died.is_time or deaths == _TRIES:
                     results += self._blame(jobs[len(results)], died)
                     deaths = 0
+                if results and (time.monotonic() > until_s or _bytes_of(results) > BATCH_BYTES):
+                    break
         return results
 
     async def check(self, source: Source, *, is_html: bool) -> None:
@@ -95,11 +113,17 @@ class Press:
             raise BadTemplate(answer.error, answer.line, answer.place)
 
     async def _render_until_death(self, jobs: Sequence[Job]) -> tuple[list[Rendered], _Died | None]:
-        """Results of all jobs, or of those before the one over which the process died."""
+        """Results of all jobs, of those that were begun, or of those before the one over which the process died."""
         allowed = [self._allowed(job) for job in jobs]
-        answers, died = await self._exchange([Request(limit_s=self._limit_of(job), job=job) for job, _ in allowed])
+        requests = [
+            Request(limit_s=self._limit_of(job), job=job, is_first=not number)
+            for number, (job, _) in enumerate(allowed)
+        ]
+        answers, died = await self._exchange(requests)
         results = []
         for (parts, answer), (job, reason) in zip(answers, allowed, strict=False):
+            if answer.is_left:
+                break
             results.append(Rendered(id=job.id, parts=parts, error=answer.error or reason))
         return results, died
 
@@ -112,14 +136,13 @@ class Press:
         if not allowed.templates:
             return [Rendered(id=job.id, parts=[], error=str(died))]
         for source in allowed.templates.values():
-            self._quarantine[source] = f"template {source.name}: {died}"
-            while len(self._quarantine) > _QUARANTINE:
-                self._quarantine.popitem(last=False)
+            self._quarantine[job.tenant, source] = f"template {source.name}: {died}"
         return []
 
     def _allowed(self, job: Job) -> tuple[Job, str]:
         """The job without templates where one of them is in quarantine, and why."""
-        reason = next((self._quarantine[one] for one in job.templates.values() if one in self._quarantine), "")
+        reasons = (self._quarantine.get((job.tenant, source)) for source in job.templates.values())
+        reason = next(filter(None, reasons), "")
         return (replace(job, templates={}), reason) if reason else (job, "")
 
     async def _exchange(self, requests: Sequence[Request]) -> tuple[list[_Answered], _Died | None]:
@@ -164,6 +187,10 @@ class Press:
         if process is not None and process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def _bytes_of(results: Sequence[Rendered]) -> int:
+    return sum(len(text) for one in results for part in one.parts for text in part)
 
 
 async def _write(process: asyncio.subprocess.Process, requests: Sequence[Request]) -> None:

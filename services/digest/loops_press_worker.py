@@ -8,10 +8,10 @@ secret. Each request has so much processor time, after which the alarm ends the 
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+import time
 
 from services.digest.rendering import pieces
-from services.digest.rendering_jobs import Answer, Job, Part, Request, Source
+from services.digest.rendering_jobs import BATCH_BYTES, BATCH_S, Answer, Job, Part, Request, Source
 from services.digest.rendering_sandbox import BadTemplate, check_template
 
 
@@ -20,34 +20,43 @@ def main(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us by closing our input.
     _say(Answer())
+    until_s, room = 0.0, 0
     for line in sys.stdin.buffer:
         request = Request.from_wire(line)
         signal.setitimer(signal.ITIMER_PROF, request.limit_s)  # SIGPROF is not handled, so it ends the process.
-        if request.check is None:
-            _render(sys.stdin.buffer)
-        else:
+        if request.is_first:
+            until_s, room = time.monotonic() + BATCH_S, BATCH_BYTES
+        if request.check is not None:
             _say(_checked(request.check, is_html=request.is_html))
+        elif request.is_first or (time.monotonic() < until_s and room > 0):
+            room -= _render(Job.from_wire(sys.stdin.buffer))
+        else:
+            Job.from_wire(sys.stdin.buffer)
+            _say(Answer(is_left=True))
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _say(answer: Answer) -> None:
-    sys.stdout.buffer.write(answer.to_wire())
+def _say(answer: Answer) -> int:
+    """Returns how many bytes that were."""
+    said = sys.stdout.buffer.write(answer.to_wire())
     sys.stdout.buffer.flush()
+    return said
 
 
-def _render(lines: Iterator[bytes]) -> None:
-    """Read the job, say its parts as they are written; the last one waits for the end, so that most say it at once."""
-    written = pieces(Job.from_wire(lines))
+def _render(job: Job) -> int:
+    """Say the job's parts as they are written; the last one waits for the end, so that most say it at once."""
+    written = pieces(job)
     last: Part | None = None
+    said = 0
     while True:
         try:
             part = next(written)
         except StopIteration as end:
-            return _say(Answer(part=last, error=end.value))
+            return said + _say(Answer(part=last, error=end.value))
         if part is None:
-            _say(Answer(is_taken_back=True, goes_on=True))
+            said += _say(Answer(is_taken_back=True, goes_on=True))
         elif last is not None:
-            _say(Answer(part=last, goes_on=True))
+            said += _say(Answer(part=last, goes_on=True))
         last = part
 
 

@@ -59,7 +59,7 @@ class Making(traces.Spans):
         return use_span(spans[0], end_on_exit=False) if spans and self._windows == 1 else nullcontext()
 
     def note(self, closed: Sequence[Closed]) -> None:
-        """Say what became of them; what quiet hours hold is not among these."""
+        """Say what became of them; what quiet hours hold, or is left for the next batch, is not among these."""
         for one in closed if self._spans else ():
             if (span := self._spans.get(one.window.id)) is not None:
                 span.set_attribute("carillon.digest.result", one.result)

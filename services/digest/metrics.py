@@ -34,13 +34,19 @@ HELD_WINDOWS = measured.Gauge(
 OVERDUE_SECONDS = measured.Gauge(
     "carillon_digest_overdue_seconds",
     "Business time since the due time of the most overdue window, of all replicas; 0 without any. An open one waits for"
-    " its timer, one that is closing to be rendered; one of a batch is due when its fallback is.",
+    " its timer, one held by quiet hours for that of their end, one that is closing to be rendered; one of a batch is"
+    " due when its fallback is.",
     ["state"],
 )
 OLDEST_BATCH_WINDOW_SECONDS = measured.Gauge(
     "carillon_digest_oldest_batch_window_seconds",
     "Business time since the first thing in the oldest window that waits for its batch's trigger, of all replicas; 0"
     " without any.",
+)
+BATCH_TRIGGER_OVERDUE_SECONDS = measured.Gauge(
+    "carillon_digest_batch_trigger_overdue_seconds",
+    "Business time since half of its cadence's fallback_after was over for the first of the windows that wait for their"
+    " batch's trigger, of all replicas; 0 without any.",
 )
 BATCH_WINDOWS = Counter(
     "carillon_digest_batch_windows_total",
@@ -114,7 +120,7 @@ UNACCOUNTED_AGE_SECONDS = Gauge(
     "Real time since the last complete round of checks began, or since the process did where none has ended yet.",
 )
 
-OPEN, CLOSING = "open", "closing"
+OPEN, CLOSING, HELD = "open", "closing", "held"
 TRIGGER, FALLBACK = "trigger", "fallback"
 NEW, REPEATED = "new", "repeated"
 RESULTS = ("sent", "empty", "no_address", "subscriber_deleted", "dead")
@@ -128,7 +134,7 @@ for _reason in REASONS:
 for _kind in WindowKind:
     if _kind is not WindowKind.ALONE:
         OPEN_WINDOWS.labels(_kind.name.lower())
-for _word in (OPEN, CLOSING):
+for _word in (OPEN, CLOSING, HELD):
     OVERDUE_SECONDS.labels(_word)
 for _cause in (TRIGGER, FALLBACK):
     BATCH_WINDOWS.labels(_cause)
@@ -155,7 +161,9 @@ def show_backlog(backlog: WindowBacklog, now: datetime) -> None:
     HELD_WINDOWS.set(backlog.held)
     OVERDUE_SECONDS.labels(OPEN).set(_seconds_since(backlog.open_due_at, now))
     OVERDUE_SECONDS.labels(CLOSING).set(_seconds_since(backlog.closing_due_at, now))
+    OVERDUE_SECONDS.labels(HELD).set(_seconds_since(backlog.held_due_at, now))
     OLDEST_BATCH_WINDOW_SECONDS.set(_seconds_since(backlog.batch_opened_at, now))
+    BATCH_TRIGGER_OVERDUE_SECONDS.set(_seconds_since(backlog.batch_halfway_at, now))
 
 
 def show_kept(kept: Kept) -> None:

@@ -5,14 +5,15 @@ it, and is handed out before the next one is written. So the split depends on th
 gives the same parts, and a digest of any size needs the memory of its items and of one part.
 
 What a tenant's template may do is bounded three times: Jinja's immutable sandbox, a limit on output (both in
-rendering_sandbox.py), and a process of its own with limits on time and memory around it (loops_press.py). When it
-fails, the built-in template writes the message, and the error is kept beside the digest: nobody waits for a template.
+rendering_sandbox.py; on a whole digest here), and a process of its own with limits on time and memory around it
+(loops_press.py). When it fails, the built-in template writes the message, and the error is kept beside the digest:
+nobody waits for a template.
 """
 
 import traceback
 import unicodedata
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -31,6 +32,8 @@ from services.digest.speech import Speech
 PART_BYTES: Final = 120 * 1024
 """Items of one part, all formats together; the layout comes on top."""
 MAX_SUBJECT: Final = 240
+DIGEST_BYTES: Final = 32 << 20
+"""All messages of a digest that is not written by our templates alone; ours write no more than the items hold."""
 _SPLITS: Final = 6
 
 Pieces = Generator[Part | None, None, str]
@@ -72,10 +75,13 @@ def _parts(job: Job, templates: Mapping[str, Source]) -> Iterator[Part | None]:
     writer = _Writer(job, templates)
     room = PART_BYTES
     for _ in range(_SPLITS):
+        left = DIGEST_BYTES
         for part in writer.parts(room):
             if _is_too_large(part):
                 yield None
                 break
+            if writer.has_own:
+                left = _less(left, _bytes_of(part))
             yield part
         else:
             return
@@ -86,7 +92,18 @@ def _parts(job: Job, templates: Mapping[str, Source]) -> Iterator[Part | None]:
 def _is_too_large(part: Part) -> bool:
     # No character has more than four bytes; most parts are so small that this says enough.
     is_long = sum(map(len, part)) * 4 > MESSAGE_BYTES
-    return is_long and sum(len(text.encode()) for text in part) > MESSAGE_BYTES
+    return is_long and _bytes_of(part) > MESSAGE_BYTES
+
+
+def _bytes_of(texts: Iterable[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
+
+
+def _less(room: int, used: int) -> int:
+    """What is left of a digest's bytes; raises TooLarge when that is nothing."""
+    if used > room:
+        raise TooLarge(f"the digest is larger than {DIGEST_BYTES:,} bytes")
+    return room - used
 
 
 def _packed(sizes: Sequence[int], room: int) -> list[range]:
@@ -108,7 +125,8 @@ class _Writer:
         self._job, self._templates = job, templates
         self._is_json = job.format == "json"
         # Of all items, so that nothing has to be looked up for each.
-        self._is_ours = not (self._is_json or job.has_own)
+        self.has_own = job.has_own
+        self._is_ours = not (self._is_json or self.has_own)
         collapses = is_collapsed(style=job.style, text_format=job.format, is_alone=job.is_alone)
         self._groups = Groups(job.lines, is_collapsed=collapses)
         speech = Speech(job.locale, job.zone)
@@ -126,8 +144,16 @@ class _Writer:
         }
         subscriber = {"id": job.subscriber, "zone": job.zone, "locale": job.locale}
         self._context = {"speech": speech, "subscriber": subscriber, "digest": self._digest}
-        self._bodies = [self._written(view) for view in self._views]
+        self._bodies = [*(self._bounded() if self.has_own else map(self._written, self._views))]
         self._sizes = [len("".join(bodies).encode()) for bodies in self._bodies]
+
+    def _bounded(self) -> Iterator[Sequence[str]]:
+        """All items; raises TooLarge when they are larger than a digest may be."""
+        left = DIGEST_BYTES
+        for view in self._views:
+            bodies = self._written(view)
+            left = _less(left, _bytes_of(bodies))
+            yield bodies
 
     def _written(self, view: ItemView) -> Sequence[str]:
         """The item in each of the job's formats, its own first."""

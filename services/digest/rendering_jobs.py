@@ -13,6 +13,12 @@ from uuid import UUID
 import msgspec
 
 _LINES_AT_ONCE: Final = 1_000
+BATCH_S: Final = 2.0
+BATCH_BYTES: Final = 16 << 20
+"""Of the jobs asked for together, none but the first is begun after so much time, or once so much is written.
+
+Seconds of the clock, since others wait; a batch of usual digests takes a tenth of both.
+"""
 ANSWER_HEAD: Final = 4
 """Bytes of an answer's length, big-endian, before the answer."""
 _encode: Final = msgspec.json.encode
@@ -50,6 +56,7 @@ class Job:
     without one gets the built-in template. `lines` are in the order in which they are shown: by type, group key, time.
     """
 
+    tenant: str
     id: str
     is_alone: bool
     format: str
@@ -127,10 +134,14 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the process that renders is asked: a job, or whether a template compiles; in so much processor time."""
+    """What the process that renders is asked: a job, or whether a template compiles; in so much processor time.
+
+    `is_first`: of the jobs asked for together.
+    """
 
     limit_s: float
     job: Job | None = None
+    is_first: bool = False
     check: Source | None = None
     is_html: bool = False
 
@@ -150,11 +161,13 @@ class Request:
 class Answer:
     """A piece of an answer: perhaps a part, or that those before do not count. It is the last unless it `goes_on`.
 
+    `is_left`: the job was not begun, see BATCH_S, nor will those be that were asked for with it.
     `line` and `place` (subject or body) tell where a template does not compile.
     """
 
     part: Part | None = None
     is_taken_back: bool = False
+    is_left: bool = False
     goes_on: bool = False
     error: str = ""
     line: int = 0

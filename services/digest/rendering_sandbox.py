@@ -38,7 +38,7 @@ class BadTemplate(Exception):
 
 
 class TooLarge(Exception):
-    """A message is larger than MESSAGE_BYTES and cannot be split further."""
+    """A message is larger than MESSAGE_BYTES and cannot be split further, or a digest too large as a whole."""
 
 
 def check_template(source: Source, *, is_html: bool) -> None:

@@ -58,8 +58,8 @@ def _check_endless(v: Violations, field: str, rrule: str) -> None:
 
 def check_occurs(v: Violations, field: str, one: Aligned) -> None:
     """Record a rule that cannot be read, or has no next time. May take a second for one that never has."""
-    rule = rule_of(one.cron, one.rrule, one.zone or "UTC")
     try:
+        rule = rule_of(one.cron, one.rrule, one.zone or "UTC")
         check_rule(rule)
         if next_after(rule, _FIRST_CHECKED) is None:
             v.add(f"{field}.{'cron' if one.cron else 'rrule'}", "never occurs")

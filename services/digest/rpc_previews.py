@@ -54,11 +54,12 @@ class PreviewsRpc:
         else:
             messages.template_key(violations, "template.", request.template)
         violations.raise_if_any()
-        template = given or await self._stored(request.template, tenant_of(context))
+        tenant = tenant_of(context)
+        template = given or await self._stored(request.template, tenant)
         await check_compiles(self._sample_press, template)
         now = self._sample_clock.now()
-        job = sample_job(template, samples, zone=request.zone, locale=locale, now=now)
-        job, formatting_error = await self._formatted(tenant_of(context), template, job)
+        job = sample_job(tenant, template, samples, zone=request.zone, locale=locale, now=now)
+        job, formatting_error = await self._formatted(tenant, template, job)
         (rendered,) = await self._sample_press.render([job])
         if not rendered.parts:
             raise FailedPrecondition(f"It cannot be rendered: {rendered.error}", reason="CANNOT_RENDER")

@@ -106,7 +106,7 @@ class PreviewStore(Protocol):
     """What a preview reads; see store_rendering."""
 
     async def read_windows(
-        self, tx: Transaction, tenants: Collection[str], ids: Sequence[UUID]
+        self, tx: Transaction, tenants: Collection[str], ids: Sequence[UUID], *, now: datetime
     ) -> list[ClosingWindow]: ...
     async def templates_for(
         self, tx: Transaction, windows: Sequence[ClosingWindow]

@@ -78,17 +78,18 @@ class ViewsRpc:
     async def PreviewDigest(self, request: pb.PreviewDigestRequest, context: Context) -> pb.PreviewDigestResponse:
         """See the contract."""
         window_id = _checked_id("window_id", request.window_id)
+        now = self._view_clock.now()
         async with self._view_db.read() as tx:
             window = await self._views.get_window(tx, tenant_of(context), window_id)
             if window is None or window.state is not WindowState.OPEN:
                 raise NotFound(f"There is no open window {window_id}.", metadata={"window_id": str(window_id)})
-            (closing,) = await self._previews.read_windows(tx, [window.tenant], [window_id])
+            (closing,) = await self._previews.read_windows(tx, [window.tenant], [window_id], now=now)
             templates = await self._previews.templates_for(tx, [closing])
         if closing.subscriber is None or not closing.lines:
             return pb.PreviewDigestResponse()
         (formatted,) = await self._view_formatter.format([order_of(closing)])
         closing = with_format(closing, formatted)
-        job = job_of(closing, templates.get(closing.tenant, {}), now=self._view_clock.now())
+        job = job_of(closing, templates.get(closing.tenant, {}), now=now)
         (rendered,) = await self._view_press.render([job])
         if not rendered.parts:
             raise FailedPrecondition(f"It cannot be rendered: {rendered.error}", reason="CANNOT_RENDER")

@@ -30,7 +30,9 @@ class Sample:
     occurred_at: datetime | None = None
 
 
-def sample_job(template: Template, samples: Sequence[Sample], *, zone: str, locale: str, now: datetime) -> Job:
+def sample_job(
+    tenant: str, template: Template, samples: Sequence[Sample], *, zone: str, locale: str, now: datetime
+) -> Job:
     """The message that the template would write: of a type in full style, and of digest/immediate, one sent alone."""
     is_layout = template.id == LAYOUT or template.id.startswith(f"{LAYOUT}/")
     cadence = template.id.removeprefix(LAYOUT).strip("/") if is_layout else ""
@@ -53,6 +55,7 @@ def sample_job(template: Template, samples: Sequence[Sample], *, zone: str, loca
     source = Source(f"{template.id} ({template.format}, {template.style}{spoken})", template.subject, template.body)
     place = f"layout/{template.format}" if is_layout else f"item/{template.format}/{template.id}"
     return Job(
+        tenant=tenant,
         id=str(derived_id("sample", template.id)),
         is_alone=is_alone,
         format=template.format.value,

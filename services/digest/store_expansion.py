@@ -1,4 +1,4 @@
-"""Expansion: frames of notifications become items (INV-6), in a fixed number of statements whatever their number.
+"""Expansion: frames of notifications become items (INV-6), in a fixed number of statements for each slice of them.
 
 Notifications are copied in; one INSERT … SELECT decides on every (notification, subscriber, choice) and puts the
 verdicts into a session's temporary table (store_deciding); from there they become items, once all have their windows.
@@ -10,10 +10,11 @@ Rolling windows come after the others, and are locked exclusively: see store_rol
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
+from uuid import UUID
 
 from psycopg import AsyncCursor
 
@@ -29,6 +30,7 @@ from services.digest.store_arrivals import count_items, take_over
 from services.digest.store_deciding import SCRATCH, decide
 from services.digest.store_filters import apply_filters
 from services.digest.store_rolling import place_in_rolling
+from services.digest.store_slices import TooManyItems, slices
 
 _PENDING = ItemState.PENDING
 _TRIES = 5
@@ -152,6 +154,10 @@ _FILL = """
     INSERT INTO item (tenant, notification_id, subscriber, choice, state, reason, window_id, changed_at)
     SELECT tenant, notification_id, subscriber, choice, state, reason, window_id, %(now)s FROM expansion"""
 
+# Released, because savepoints that pile up make everybody's snapshots dear; emptied where the tables' files were made,
+# outside of it, because only then Postgres empties them at once and not at the end of the transaction.
+_NEXT_SLICE = "RELEASE SAVEPOINT slice; TRUNCATE expansion, boundary"
+
 
 async def expand(
     tx: Transaction,
@@ -160,16 +166,43 @@ async def expand(
     now: datetime,
     boundaries: Boundaries,
     schemas: PayloadSchemas,
+    is_group: bool,
 ) -> Expanded:
     """Turn notifications into items; those taken over before change nothing. The caller holds their entities' locks.
 
-    Those whose payloads their types' schemas do not allow are suppressed, and told by `Expanded.refused`.
+    Those whose payloads their types' schemas do not allow are suppressed, and told by `Expanded.refused`. With
+    `is_group`, several frames' notifications, raises TooManyItems when they are more than a slice.
     """
     fresh, refused = await take_over(tx, notifications, now=now, schemas=schemas)
     if not fresh:
         return Expanded(refused=refused)
     await tx.raw.execute(SCRATCH)
     run = _Statements(tx, now, is_small=len(fresh) <= _SMALL_FRAME)
+    parts = await slices(run, fresh)
+    is_sliced = len(parts) > 1
+    if is_sliced and is_group:
+        raise TooManyItems
+    timers: list[WindowTimer] = []
+    verdicts: Counter[Verdict] = Counter()
+    for part in parts:
+        if is_sliced:
+            await tx.raw.execute("SAVEPOINT slice")
+        opened, tally = await _expand_slice(run, part, refused, boundaries)
+        timers += opened
+        verdicts += tally.verdicts()
+        if is_sliced:
+            await tx.raw.execute(_NEXT_SLICE)
+    return Expanded(notifications=len(fresh), timers=timers, verdicts=verdicts, refused=refused)
+
+
+async def _expand_slice(
+    run: "_Statements",
+    fresh: Sequence[Notification],
+    refused: Mapping[tuple[str, UUID], str],
+    boundaries: Boundaries,
+) -> tuple[Sequence[WindowTimer], "_Tally"]:
+    """Items for notifications that have just been stored; the scratch tables are empty, and are left full."""
+    tx = run.tx
     await decide(run, fresh, refused)
     tally = await _count(run)
     if tally.is_filtered:
@@ -190,8 +223,8 @@ async def expand(
         await store_traces.mark_alone(tx, fresh)
     await run(_FILL)
     if tally.is_any_settled:
-        await store_history.settled_at_once(tx, now=now)
-    return Expanded(notifications=len(fresh), timers=timers, verdicts=tally.verdicts(), refused=refused)
+        await store_history.settled_at_once(tx, now=run.now)
+    return timers, tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

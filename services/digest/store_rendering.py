@@ -7,10 +7,12 @@ process that dies has changed nothing: its windows are claimed again.
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
+from libs.ids import new_id
 from libs.postgres import Transaction
 from libs.trace_points import NOWHERE
 from services.digest import metrics, store_history
@@ -19,6 +21,9 @@ from services.digest.rendering_jobs import Line, Source
 from services.digest.store_subscribers import subscriber_of
 from services.digest.templates import TemplateKey, wanted_ids
 from services.digest.windows import Closed, ClosingWindow
+
+MOST_ITEMS: Final = 50_000
+"""Of one digest, which is in memory as a whole (INV-9): of a window that has more, several digests are made."""
 
 # Not in the order in which others lock windows, by id; but who skips what is locked waits for nobody.
 _CLAIM = """
@@ -46,16 +51,33 @@ _READ = """
     FROM digest_window w
     LEFT JOIN subscriber s ON s.tenant = w.tenant AND s.id = w.subscriber
     LEFT JOIN cadence k ON k.tenant = w.tenant AND k.id = w.cadence
-    WHERE w.tenant = ANY (%s) AND w.id = ANY (%s) ORDER BY w.id"""
+    WHERE w.tenant = ANY (%s) AND w.id = ANY (%s) ORDER BY w.priority DESC, w.id"""
 
-_LINES = """
+_ITEMS = """
     SELECT i.window_id, n.id::text, n.type, coalesce(t.name, n.type), n.entity, n.group_key, n.occurred_at, n.payload,
         coalesce(t.is_mandatory, false), nullif(t.formatting_service, ''), n.expires_at
     FROM item i
     JOIN notification n ON n.tenant = i.tenant AND n.id = i.notification_id
     LEFT JOIN notification_type t ON t.tenant = n.tenant AND t.id = n.type
-    WHERE i.window_id = ANY (%s) AND i.state = 1
-    ORDER BY i.window_id, n.type, n.group_key, n.occurred_at, n.id"""
+    WHERE i.window_id = ANY (%(ids)s) AND i.state = 1"""
+
+_BEFORE = """
+    AND NOT EXISTS (
+        SELECT FROM unnest(%(large)s::uuid[], %(rest_from)s::uuid[]) AS large (id, rest_from)
+        WHERE i.window_id = large.id AND i.notification_id >= large.rest_from)"""
+
+_IN_ORDER = " ORDER BY i.window_id, n.type, n.group_key, n.occurred_at, n.id"
+
+_REST_FROM = "SELECT notification_id FROM item WHERE window_id = %s AND state = 1 ORDER BY 1 OFFSET %s LIMIT 1"
+
+_PART_OFF = """
+    INSERT INTO digest_window (tenant, id, subscriber, cadence, channel, format, style, kind, priority, rule, batch,
+        slot_at, opened_at, due_at, state, trace)
+    SELECT tenant, %(part)s, subscriber, cadence, channel, format, style, kind, priority, rule, batch,
+        slot_at, opened_at, due_at, state, trace FROM digest_window WHERE tenant = %(tenant)s AND id = %(id)s"""
+_MOVE = """
+    UPDATE item SET window_id = %(part)s
+    WHERE window_id = %(id)s AND state = 1 AND notification_id < %(rest_from)s"""
 
 # By windows with one verdict: an array is looked up in the index one by one, a join would be at the mercy of a guess.
 _MARK_ITEMS = """
@@ -78,52 +100,94 @@ _PUT_DELIVERIES = """
 
 
 async def claim(tx: Transaction, *, most_windows: int, most_items: int, now: datetime) -> list[ClosingWindow]:
-    """Lock closing windows for this transaction, the most urgent first, then the oldest, and read them.
+    """Lock closing windows for this transaction, the most urgent first, then the oldest, and read them in that order.
 
-    At most `most_windows`, and no more than hold `most_items` items together, but always one if there is one. Items
-    whose time is over are marked expired and left out.
+    At most `most_windows`, and no more than hold `most_items` items together, but always one if there is one, of which
+    at most MOST_ITEMS are read. Items whose time is over are marked expired and left out.
     """
     tenants = {one_id: tenant for tenant, one_id in await (await tx.raw.execute(_CLAIM, (most_windows,))).fetchall()}
     if not tenants:
         return []
     ids = list(tenants)
-    counts: dict[UUID, int] = dict(await (await tx.raw.execute(_COUNT, (ids,))).fetchall())
+    counts = await _counts(tx, ids)
     taken: list[UUID] = []
-    room = most_items
+    room = min(most_items, MOST_ITEMS)
     for window_id in ids:
         room -= counts.get(window_id, 0)
         if taken and room < 0:
             break
         taken.append(window_id)
-    return await _claimed(tx, {tenants[one_id] for one_id in taken}, taken, now)
+    return await _claimed(tx, {one_id: tenants[one_id] for one_id in taken}, counts, now)
 
 
 async def claim_these(
     tx: Transaction, tenants: Collection[str], ids: Sequence[UUID], *, now: datetime
 ) -> list[ClosingWindow]:
-    """The same for those of these windows that are still closing, however many items they have."""
+    """The same for those of these windows that are still closing, however many items they have together."""
     found = await (await tx.raw.execute(_CLAIM_THESE, (list(tenants), list(ids)))).fetchall()
-    return await _claimed(tx, {row[0] for row in found}, [row[1] for row in found], now) if found else []
+    taken = {one_id: tenant for tenant, one_id in found}
+    return await _claimed(tx, taken, await _counts(tx, list(taken)), now) if taken else []
 
 
 async def _claimed(
-    tx: Transaction, tenants: Collection[str], taken: Sequence[UUID], now: datetime
+    tx: Transaction, taken: Mapping[UUID, str], counts: Mapping[UUID, int], now: datetime
 ) -> list[ClosingWindow]:
-    rows = await _item_rows(tx, taken)
-    if expired := {row[0] for row in rows if row[-1] is not None and row[-1] <= now}:
+    rest_from = await _rest_from(tx, taken, counts)
+    rows = await _item_rows(tx, list(taken), rest_from)
+    if expired := {row[0] for row in rows if not _is_in_time(row, now)}:
         gone = await tx.raw.execute(_EXPIRE, {"ids": list(expired), "now": now})
         metrics.items_of("expired", "").inc(gone.rowcount)
-        rows = [row for row in rows if row[-1] is None or row[-1] > now]
-    return await _windows(tx, tenants, taken, rows)
+        rows = [row for row in rows if _is_in_time(row, now)]
+    windows = await _windows(tx, set(taken.values()), list(taken), rows)
+    return [replace(one, rest_from=rest_from.get(one.id)) for one in windows] if rest_from else windows
 
 
-async def read_windows(tx: Transaction, tenants: Collection[str], ids: Sequence[UUID]) -> list[ClosingWindow]:
-    """Windows of these tenants with their pending items in the order in which they are shown; others are left out."""
-    return await _windows(tx, tenants, ids, await _item_rows(tx, ids))
+async def part_off(tx: Transaction, window: ClosingWindow) -> ClosingWindow:
+    """The items read of a claimed window that has more, as a window of their own; the rest stays where it is, closing.
+
+    To be finished in the same transaction: a cancel that waits for the old window would not lock the new one.
+    """
+    part = replace(window, id=new_id(), rest_from=None)
+    values = {"part": part.id, "tenant": window.tenant, "id": window.id, "rest_from": window.rest_from}
+    await tx.raw.execute(_PART_OFF, values)
+    await tx.raw.execute(_MOVE, values)
+    return part
 
 
-async def _item_rows(tx: Transaction, ids: Sequence[UUID]) -> list[tuple[Any, ...]]:
-    return await (await tx.raw.execute(_LINES, (list(ids),))).fetchall()
+async def read_windows(
+    tx: Transaction, tenants: Collection[str], ids: Sequence[UUID], *, now: datetime
+) -> list[ClosingWindow]:
+    """Windows of these tenants with what would go out now, in the order in which it is shown; others are left out.
+
+    Of each at most MOST_ITEMS.
+    """
+    rows = await _item_rows(tx, ids, await _rest_from(tx, ids, await _counts(tx, ids)))
+    return await _windows(tx, tenants, ids, [row for row in rows if _is_in_time(row, now)])
+
+
+def _is_in_time(row: tuple[Any, ...], now: datetime) -> bool:
+    return row[-1] is None or row[-1] > now
+
+
+async def _counts(tx: Transaction, ids: Sequence[UUID]) -> dict[UUID, int]:
+    return dict(await (await tx.raw.execute(_COUNT, (list(ids),))).fetchall())
+
+
+async def _rest_from(tx: Transaction, ids: Iterable[UUID], counts: Mapping[UUID, int]) -> dict[UUID, UUID]:
+    """Of windows with more than MOST_ITEMS, the notification from which on they are not read: the newer ones."""
+    found: dict[UUID, UUID] = {}
+    for one_id in ids:
+        if counts.get(one_id, 0) > MOST_ITEMS:
+            row = await (await tx.raw.execute(_REST_FROM, (one_id, MOST_ITEMS))).fetchone()
+            if row is not None:
+                found[one_id] = row[0]
+    return found
+
+
+async def _item_rows(tx: Transaction, ids: Sequence[UUID], rest_from: Mapping[UUID, UUID]) -> list[tuple[Any, ...]]:
+    query = _ITEMS + (_BEFORE if rest_from else "") + _IN_ORDER
+    values = {"ids": list(ids), "large": list(rest_from), "rest_from": list(rest_from.values())}
+    return await (await tx.raw.execute(query, values)).fetchall()
 
 
 async def _windows(

@@ -25,10 +25,12 @@ _WINDOWS = """
         (SELECT count(*) FROM item i WHERE i.window_id = w.id AND i.tenant = w.tenant AND i.state = 1)
     FROM digest_window w WHERE w.tenant = %(tenant)s"""
 
-_OPEN_WINDOWS = "SELECT kind, count(*), min(due_at), min(opened_at) FROM digest_window WHERE state = 1 GROUP BY kind"
-_CLOSING_WINDOWS = """
-    SELECT count(*), min(due_at), (SELECT count(*) FROM digest_window WHERE state = 2 AND is_held)
-    FROM digest_window WHERE state = 2 AND NOT is_held"""
+_OPEN_WINDOWS = """
+    SELECT kind, count(*), min(due_at), min(opened_at), min(opened_at + (due_at - opened_at) / 2)
+    FROM digest_window WHERE state = 1 GROUP BY kind"""
+# Each from an index of its own.
+_CLOSING_WINDOWS = "SELECT count(*), min(due_at) FROM digest_window WHERE state = 2 AND NOT is_held"
+_HELD_WINDOWS = "SELECT count(*), min(due_at) FROM digest_window WHERE state = 2 AND is_held"
 
 _DIGESTS = """
     SELECT d.id, d.subscriber, d.cadence, d.channel, d.subject, d.closed_at, d.item_count, d.template_error
@@ -183,16 +185,19 @@ async def items_near(tx: Transaction, tenant: str, item: UUID, *, limit: int) ->
 async def backlog(tx: Transaction) -> WindowBacklog:
     """Of all tenants; looks at every window that is not closed."""
     open_ones = await (await tx.raw.execute(_OPEN_WINDOWS)).fetchall()
-    row = await (await tx.raw.execute(_CLOSING_WINDOWS)).fetchone()
-    assert row is not None
-    closing, closing_due_at, held = row
+    of_batches = (times for kind, _, _, *times in open_ones if kind == WindowKind.EXTERNAL)
+    opened_at, halfway_at = next(of_batches, (None, None))
+    ((closing, closing_due_at),) = await (await tx.raw.execute(_CLOSING_WINDOWS)).fetchall()
+    ((held, held_due_at),) = await (await tx.raw.execute(_HELD_WINDOWS)).fetchall()
     return WindowBacklog(
-        open={WindowKind(kind): count for kind, count, _, _ in open_ones},
-        open_due_at=min((due_at for _, _, due_at, _ in open_ones), default=None),
-        batch_opened_at=next((opened_at for kind, _, _, opened_at in open_ones if kind == WindowKind.EXTERNAL), None),
+        open={WindowKind(kind): count for kind, count, *_ in open_ones},
+        open_due_at=min((due_at for _, _, due_at, *_ in open_ones), default=None),
+        batch_opened_at=opened_at,
+        batch_halfway_at=halfway_at,
         closing=closing,
         closing_due_at=closing_due_at,
         held=held,
+        held_due_at=held_due_at,
     )
 
 

@@ -10,9 +10,10 @@ hashed to a few buckets, because a frame may hold a thousand entities and Postgr
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from libs.ids import new_id
 from libs.postgres import Transaction
 from libs.sharding import shard_of
 from libs.trace_points import NOWHERE
@@ -32,6 +33,8 @@ from services.digest.commands import (
 from services.digest.store_expansion import local_rule
 
 _BUCKETS = 64
+_TRIES = 5
+_TRIGGERED_AT_ONCE = 50_000
 _LOCK_CLASS = 0x0C41  # Ours among the advisory locks of this database.
 
 _LOCK = """
@@ -48,13 +51,15 @@ _MATCHING = """
         AND (c.timer_ids = '{}' OR c.timer_ids::uuid[] && ARRAY[n.timer_id, n.schedule_id])
     JOIN item i ON i.tenant = n.tenant AND i.notification_id = n.id"""
 
+# What is locked is seen as it is by then: false, if a window closed while its lock was waited for.
 _LOCK_MATCHING = (
     "WITH matching AS MATERIALIZED ("  # noqa: S608 - put together from constants.
     + _MATCHING
-    + """)
-    SELECT FROM digest_window w
-    WHERE (w.tenant, w.id) IN (SELECT tenant, window_id FROM matching WHERE state = 1) AND w.state < 3
-    ORDER BY w.kind = 4, w.id FOR NO KEY UPDATE OF w"""
+    + """), locked AS MATERIALIZED (
+        SELECT FROM digest_window w
+        WHERE (w.tenant, w.id) IN (SELECT tenant, window_id FROM matching WHERE state = 1) AND w.state < 3
+        ORDER BY w.kind = 4, w.id FOR NO KEY UPDATE OF w)
+    SELECT (SELECT count(*) FROM locked) = (SELECT count(DISTINCT window_id) FROM matching WHERE state = 1)"""
 )
 
 _CANCEL = (
@@ -75,6 +80,12 @@ _CANCEL = (
         FROM matching) AS m
     GROUP BY number"""
 )
+
+# An array, because how many ids are below one the planner can only guess, and guesses most of the table.
+_FORGET = """
+    DELETE FROM tombstone WHERE id = ANY (ARRAY(
+        SELECT id FROM (SELECT id, recorded_at FROM tombstone ORDER BY id LIMIT %s) AS oldest
+        WHERE recorded_at < clock_timestamp() - %s))"""
 
 _BURY = """
     INSERT INTO tombstone (tenant, entity, type, timer_ids, timeline, sequence)
@@ -100,16 +111,17 @@ _CLOSE = """
     SELECT total.windows, again.* FROM (SELECT count(*) AS windows FROM closing WHERE is_of_batch) AS total
     LEFT JOIN again ON true"""
 
+# Some at a time: what closes a million windows at once takes longer than a statement may.
 _TRIGGER = """
     WITH due AS MATERIALIZED (
         SELECT tenant, id FROM digest_window
         WHERE tenant = %(tenant)s AND batch = %(batch)s AND batch <> '' AND state = 1 AND opened_at <= %(end)s
-        ORDER BY id FOR NO KEY UPDATE
+        ORDER BY id LIMIT %(most)s FOR NO KEY UPDATE
     ), closing AS (
         UPDATE digest_window w SET state = 2, trace = coalesce(%(trace)s, w.trace) FROM due
         WHERE w.tenant = due.tenant AND w.id = due.id AND w.state = 1
         RETURNING 1)
-    UPDATE batch_run SET windows = (SELECT count(*) FROM closing)
+    UPDATE batch_run SET windows = windows + (SELECT count(*) FROM closing)
     WHERE tenant = %(tenant)s AND batch = %(batch)s AND window_end_at = %(end)s
     RETURNING windows"""
 
@@ -170,10 +182,22 @@ async def cancel(tx: Transaction, cancels: Sequence[Cancel], *, now: datetime) -
         "sequences": [one.sequence for one in cancels],
     }
     await tx.raw.execute(_BURY, tuple(arrays.values()))
-    await tx.raw.execute(_LOCK_MATCHING, arrays)
+    await _lock_matching(tx, arrays)
     rows = await (await tx.raw.execute(_CANCEL, arrays | {"now": now})).fetchall()
     hits = {number: Cancelled(items=items, already_left=left) for number, items, left in rows}
     return [hits.get(number, Cancelled()) for number in range(1, len(cancels) + 1)]
+
+
+async def _lock_matching(tx: Transaction, arrays: Mapping[str, object]) -> None:
+    """Lock the windows that matching items wait in, also those they were moved to while locks were waited for.
+
+    These are the only locks out of order. To let all go first would keep it, but then a cancel might never get through
+    a herd that is closing; who waits crosswise with it comes again. And no more tries than a few: an item that waits
+    in a closed window, which the ledger would tell, must not keep a cancel from being applied.
+    """
+    for _ in range(_TRIES):
+        if await (await tx.raw.execute(_LOCK_MATCHING, arrays)).fetchone() == (True,):
+            return
 
 
 async def close(tx: Transaction, closes: Sequence[Close]) -> Woken:
@@ -209,15 +233,18 @@ async def trigger(tx: Transaction, run: Trigger, *, now: datetime) -> Triggered:
     if not cursor.rowcount:
         return Triggered(is_repeated=True)
     given = {"tenant": run.tenant, "batch": run.batch, "end": run.end_at, "trace": run.trace or None}
-    cursor = await tx.raw.execute(_TRIGGER, given)
-    row = await cursor.fetchone()
-    assert row is not None
-    return Triggered(windows=row[0])
+    windows, before = 0, -_TRIGGERED_AT_ONCE
+    while windows - before >= _TRIGGERED_AT_ONCE:
+        row = await (await tx.raw.execute(_TRIGGER, given | {"most": _TRIGGERED_AT_ONCE})).fetchone()
+        assert row is not None
+        before, windows = windows, row[0]
+    return Triggered(windows=windows)
 
 
 async def record_outcomes(tx: Transaction, outcomes: Sequence[Outcome]) -> None:
-    """Keep what the dispatcher says became of deliveries; for one delivery the last one counts."""
-    latest = {(one.tenant, one.digest_id, one.delivery_id): one for one in outcomes}
+    """Keep what the dispatcher says became of deliveries; for one delivery what happened last counts."""
+    by_time = sorted(outcomes, key=lambda one: one.ended_at or datetime.min.replace(tzinfo=UTC))
+    latest = {(one.tenant, one.digest_id, one.delivery_id): one for one in by_time}
     rows = [latest[key] for key in sorted(latest)]
     await tx.raw.execute(
         "UPDATE delivery d SET outcome = o.outcome, reason = o.reason, ended_at = o.ended_at"
@@ -254,7 +281,9 @@ async def move_windows(
             moved[window_id] = due
     await _merge(tx, tenant, merged, now=now)
     await _move(tx, tenant, moved)
-    return [WindowTimer(tenant=tenant, window_id=window_id, due_at=due) for window_id, due in moved.items()]
+    return [
+        WindowTimer(tenant=tenant, window_id=window_id, due_at=due, own_id=new_id()) for window_id, due in moved.items()
+    ]
 
 
 async def release_windows(tx: Transaction, tenant: str, subscribers: Sequence[str]) -> int:
@@ -291,12 +320,11 @@ async def suppress_subscriber(tx: Transaction, tenant: str, subscriber: str, *, 
 
 
 async def forget_tombstones(tx: Transaction, retention: timedelta, *, limit: int) -> int:
-    """Delete at most `limit` tombstones older than any frame that could still come; returns how many."""
-    cursor = await tx.raw.execute(
-        "DELETE FROM tombstone WHERE id IN (SELECT id FROM tombstone WHERE recorded_at < clock_timestamp() - %s"
-        " ORDER BY id LIMIT %s)",
-        (retention, limit),
-    )
+    """Delete those of the `limit` oldest tombstones that no entry can meet any more; returns how many.
+
+    Their ids are in the order of their ages, so nothing needs to look at all of them.
+    """
+    cursor = await tx.raw.execute(_FORGET, (limit, retention))
     return cursor.rowcount
 
 

@@ -61,6 +61,7 @@ class ExpansionStore(Protocol):
         now: datetime,
         boundaries: Boundaries,
         schemas: PayloadSchemas,
+        is_group: bool,
     ) -> Expanded: ...
 
 
@@ -81,6 +82,8 @@ class WindowStore(Protocol):
 class _Work:
     """The entries of one fetch, by what they ask for; those that are answered with their places."""
 
+    is_group: bool
+    """Whether they came in several frames."""
     notifications: list[Notification] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
     """Of the notifications, in the same order."""
@@ -114,7 +117,7 @@ class Inlet:
 
     async def apply(self, tx: Transaction, frames: Sequence[IncomingFrame]) -> Applied:
         """See libs.links.receiver.Apply."""
-        work = _Work()
+        work = _Work(is_group=len(frames) > 1)
         for frame in frames:
             is_traced = frame.is_traced
             for index, entry in enumerate(frame.frame.entries):
@@ -137,7 +140,12 @@ class Inlet:
         outgoing: Sequence[OutgoingFrame] = ()
         if work.notifications:
             expanded = await self._expansion.expand(
-                tx, work.notifications, now=now, boundaries=self._boundaries, schemas=self._schemas
+                tx,
+                work.notifications,
+                now=now,
+                boundaries=self._boundaries,
+                schemas=self._schemas,
+                is_group=work.is_group,
             )
             outgoing = await self._timers.schedule(tx, expanded.timers, now=now)
             self._count(expanded)
@@ -213,6 +221,10 @@ class Post:
 
     def __init__(self, *, sender: Sender, windows: WindowStore) -> None:
         self._sender, self._windows = sender, windows
+
+    def check_room(self) -> None:
+        """Raise ResourceExhausted while the link holds too much already."""
+        self._sender.check_room(["dispatcher"])
 
     async def hand_over(self, tx: Transaction, messages: Sequence[Message]) -> list[OutgoingFrame]:
         """Write the frames that carry `messages` in the transaction that closed their windows."""

@@ -45,15 +45,18 @@ class WindowView:
 class WindowBacklog:
     """Windows that are not closed, of all tenants: how many, and the earliest times, None without such a window.
 
+    A batch's window is halfway between its opening and its fallback at `batch_halfway_at`.
     `closing` are those that wait to be rendered, `held` those that quiet hours keep from it.
     """
 
     open: Mapping[WindowKind, int]
     open_due_at: datetime | None
     batch_opened_at: datetime | None
+    batch_halfway_at: datetime | None
     closing: int
     closing_due_at: datetime | None
     held: int
+    held_due_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,8 @@ class ClosingWindow:
 
     `services` names, for those of its items' types that business services format, which; `formatting_error` says why
     they did not format what they should have. `is_mandatory`: an item's type is. `trace`: what closed it, until it is
-    in the making, then that; of what is sent alone and has not waited, what caused it.
+    in the making, then that; of what is sent alone and has not waited, what caused it. `rest_from`: there are more
+    items, those of the notifications from this one on; see store_rendering.part_off.
     """
 
     tenant: str
@@ -41,6 +42,7 @@ class ClosingWindow:
     is_mandatory: bool = False
     services: Mapping[str, str] = field(default_factory=dict)
     trace: Point = NOWHERE
+    rest_from: UUID | None = None
 
     @property
     def is_alone(self) -> bool:
@@ -105,6 +107,7 @@ def job_of(window: ClosingWindow, templates: Mapping[TemplateKey, Source], *, no
     """What is to be rendered for a window whose subscriber exists."""
     assert window.subscriber is not None
     return Job(
+        tenant=window.tenant,
         id=str(window.id),
         is_alone=window.is_alone,
         format=window.format,

@@ -14,6 +14,7 @@ def _line(number: int, type_id: str, name: str, at: str, *, key: str = "", **pay
 
 def _job(*lines: Line, **fields: Any) -> Job:
     values: dict[str, Any] = {
+        "tenant": "acme",
         "id": "00000000-0000-7000-8000-0000000000aa",
         "is_alone": False,
         "format": "html",

@@ -2,11 +2,16 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 
 from libs.ids import new_id
+from services.digest import store_views, store_windows
+from services.digest.commands import Cancel
+from services.digest.loops import Care
 from tests.integration.digest_rig import START, Rig, migrate, replica
+from tests.integration.test_digest_expansion import until_blocked
 from tests.support.fixtures import OpenDatabase
 
 PENDING, DIGESTED, ALONE, SUPPRESSED, CANCELLED, EXPIRED = 1, 2, 3, 4, 5, 6
@@ -95,3 +100,73 @@ async def test_cancel_hits_only_the_type_timeline_or_timers_it_names(rig: Rig) -
     assert (await rig.result(rig.cancel("N1", timer_ids=[timer.bytes]))).changed == 1
     assert (await rig.result(rig.cancel("N2"))).changed == 0
     assert (await rig.result(rig.cancel("N1"))).changed == 1
+
+
+async def test_inv4_a_cancel_locks_the_window_that_its_items_are_being_moved_to(rig: Rig) -> None:
+    """A change of zone merges two windows while a cancel waits for them: it holds what is left, also from renderers."""
+    await rig.subscribe("ann", "daily")
+    await rig.apply(rig.notification("ann", entity="N2"))
+    await rig.apply(rig.notification("ann", entity="N1", at=START + timedelta(minutes=90)))
+    first, second = (UUID(window.id) for window in await rig.windows())
+    locked: list[UUID] = []
+
+    async def cancel() -> int:
+        async with rig.db.transaction() as tx:
+            order = Cancel(tenant="acme", entity="N1", sequence=100)
+            (hits,) = await store_windows.cancel(tx, [order], now=rig.clock.now())
+            async with rig.db.transaction() as other:
+                cursor = await other.raw.execute("SELECT id FROM digest_window WHERE state < 3 FOR UPDATE SKIP LOCKED")
+                free = {row[0] for row in await cursor.fetchall()}
+            locked.extend({first, second} - free)
+            return hits.items
+
+    async with rig.db.transaction() as tx:
+        await store_windows.move_windows(
+            tx, "acme", {"ann": "Europe/Berlin"}, now=rig.clock.now(), boundaries=rig.boundaries
+        )
+        cancelling = await until_blocked(rig, cancel())
+    assert await cancelling == 1
+    (left,) = await rig.windows()
+    assert (UUID(left.id), left.items) == (first, 1)
+    assert first in locked
+
+
+async def test_old_tombstones_are_forgotten_all_in_one_go_and_no_younger_one(rig: Rig) -> None:
+    """However many they are (INV-9)."""
+    await bury(rig, 25_000, age=timedelta(days=8))
+    await bury(rig, 3, age=timedelta(days=6))
+    care = Care(db=rig.db, tombstones=store_windows, counts=store_views, clock=rig.clock, retention=timedelta(days=7))
+    await care.forget_once()
+    assert await tombstones(rig) == 3
+
+
+async def test_looking_for_old_tombstones_does_not_read_the_young_ones(rig: Rig) -> None:
+    """It happens every minute in every replica; all are looked at once, when they are old."""
+    await bury(rig, 20_000, age=timedelta(days=6))
+    async with rig.db.transaction() as tx:
+        await tx.raw.execute("ANALYZE tombstone")
+    async with rig.db.transaction() as tx:
+        assert await store_windows.forget_tombstones(tx, timedelta(days=7), limit=1_000) == 0
+        cursor = await tx.raw.execute(
+            "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'tombstone'"
+        )
+        ((read,),) = await cursor.fetchall()
+    assert read <= 1_000
+
+
+async def bury(rig: Rig, number: int, *, age: timedelta) -> None:
+    """Leave tombstones of this age."""
+    async with rig.db.transaction() as tx:
+        await tx.raw.execute(
+            "INSERT INTO tombstone (tenant, entity, type, timer_ids, timeline, sequence, recorded_at)"
+            " SELECT 'acme', 'N' || number, '', '{}', '', number, clock_timestamp() - %s"
+            " FROM generate_series(1, %s) AS number",
+            (age, number),
+        )
+
+
+async def tombstones(rig: Rig) -> int:
+    """How many there are."""
+    async with rig.db.read() as tx:
+        ((number,),) = await (await tx.raw.execute("SELECT count(*) FROM tombstone")).fetchall()
+    return int(number)

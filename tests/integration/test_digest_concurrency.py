@@ -159,6 +159,8 @@ async def test_closing_that_fails_half_way_has_changed_nothing(rigs: list[Rig]) 
         """The process is gone."""
 
     class CrashingPost:
+        def check_room(self) -> None: ...
+
         async def hand_over(self, tx: Transaction, messages: Sequence[Message]) -> list[OutgoingFrame]:
             await post.hand_over(tx, messages)
             raise Crash

@@ -295,6 +295,17 @@ async def test_a_changed_zone_moves_the_open_window_and_merges_what_falls_togeth
     assert await rig.ledger() == {("digested", ""): 2}
 
 
+async def test_a_window_that_comes_back_to_a_due_time_asks_for_it_anew(rig: Rig) -> None:
+    """From New York to Berlin and back: the first timer for 08:00 in New York may have come meanwhile."""
+    await rig.subscribe("ann", "daily")
+    await rig.apply(rig.notification("ann"))
+    await rig.put_subscriber("ann", "Europe/Berlin")
+    await rig.put_subscriber("ann", "America/New_York")
+    first, _, again = (entry.schedule_timer for entry in await rig.outgoing("scheduler"))
+    assert first.due_time == again.due_time
+    assert first.id != again.id
+
+
 async def test_a_deleted_subscriber_gets_nothing_more(rig: Rig) -> None:
     """What waits is suppressed; what comes is for somebody unknown; the window closes empty."""
     await rig.subscribe("ann", "daily")
@@ -341,6 +352,8 @@ async def test_outcomes_make_the_digests_outcome(rig: Rig) -> None:
     assert await shown() == "sent"
     await rig.apply(outcome("dead", START))
     assert await shown() == "sent"
+    await rig.apply(outcome("dead", START + timedelta(hours=3)), outcome("sent", START + timedelta(hours=2)))
+    assert await shown() == "failed"
 
 
 async def test_a_tenant_never_hears_of_anothers(rig: Rig) -> None:

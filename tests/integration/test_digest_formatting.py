@@ -11,6 +11,7 @@ from carillon.digest.v1 import digest_pb2 as pb
 
 from libs.errors import InvalidArgument
 from services.digest import metrics, store_rendering
+from services.digest.rendering_jobs import Job, Rendered
 from tests.integration.digest_rig import Rig, migrate, replica
 from tests.support.condition_service import Behaviour, ConditionService, hangs_up, responds, waits_for
 from tests.support.fixtures import OpenDatabase
@@ -100,6 +101,21 @@ async def test_a_digest_mixes_what_services_and_templates_write(rig: Rig) -> Non
     (delivery,) = await rig.deliveries()
     for words in ("- UA 1", "<b>crm</b> text summary en order:1", "<b>crm</b> text summary en order:2"):
         assert delivery.text.count(words) == 1
+
+
+async def test_what_was_answered_and_there_was_no_time_to_render_is_next(rig: Rig, crm: ConditionService) -> None:
+    """Without waiting for its lease to end, and without asking again."""
+    press = rig.closing._press
+
+    class SlowPress:
+        async def render(self, jobs: Sequence[Job]) -> list[Rendered]:
+            return await press.render(jobs[:1])
+
+    await rig.apply(*(rig.notification("ann", type="order.placed", entity=f"order:{one}") for one in range(3)))
+    rig.closing._press = SlowPress()
+    await closed(rig, 3)
+    assert ["<b>crm</b>" in one.text for one in await rig.deliveries()] == [True] * 3
+    assert len(crm.questions) == 2  # HTML and text.
 
 
 async def test_scripts_of_a_service_reach_nobody(rig: Rig, crm: ConditionService) -> None:

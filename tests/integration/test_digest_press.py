@@ -3,6 +3,8 @@
 import asyncio
 import re
 import signal
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -10,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from services.digest.loops_press import Press
-from services.digest.rendering_jobs import Job, Line, Source
+from services.digest.rendering_jobs import Job, Line, Rendered, Source
 from services.digest.rendering_sandbox import BadTemplate
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 JOB = Job(
+    tenant="acme",
     id="fine",
     is_alone=False,
     format="text",
@@ -39,10 +42,18 @@ def with_item(one_id: str, body: str) -> Job:
     return replace(JOB, id=one_id, templates={"item/text/t": Source(one_id, "", body)})
 
 
+async def render_all(one: Press, jobs: Sequence[Job]) -> list[Rendered]:
+    """In as many calls as it takes, on a busy machine more than one."""
+    results: list[Rendered] = []
+    while len(results) < len(jobs):
+        results += await one.render(jobs[len(results) :])
+    return results
+
+
 async def test_an_endless_template_is_stopped_and_everybody_is_rendered() -> None:
     """The ones before and after are untouched; its own message is written by the built-in template, and says why."""
     async with press() as one:
-        results = await one.render([JOB, with_item("endless", ENDLESS), with_item("good", "mine"), JOB])
+        results = await render_all(one, [JOB, with_item("endless", ENDLESS), with_item("good", "mine"), JOB])
     assert [result.id for result in results] == ["fine", "endless", "good", "fine"]
     assert [len(result.parts) for result in results] == [1, 1, 1, 1]
     assert [bool(result.error) for result in results] == [False, True, False, False]
@@ -63,10 +74,53 @@ async def test_a_template_that_jammed_is_not_tried_again() -> None:
     assert "mended" in mended.parts[0].text
 
 
+async def test_another_tenants_template_of_the_same_text_is_not_in_quarantine() -> None:
+    """And its own tenant's leaves after ten minutes: it may have been another template, or one large digest."""
+    own, others = with_item("t", ENDLESS), replace(with_item("t", ENDLESS), tenant="other")
+    async with press() as one:
+        await one.render([own])
+        assert [one._allowed(job)[1] != "" for job in (own, others)] == [True, False]
+        one._quarantine.expire(time.monotonic() + 601)
+        assert one._allowed(own) == (own, "")
+
+
+async def test_jobs_that_take_long_are_left_for_another_time() -> None:
+    """None is over its limit, but together they would keep everybody waiting: they are as if they had never come."""
+    slow = "{% for a in range(9999) %}{% for b in range(999) %}{% endfor %}{% endfor %}done"
+    jobs = [with_item(str(number), slow) for number in range(40)]
+    async with Press(time_limit=timedelta(seconds=5), memory_bytes=512 << 20) as one:
+        results = await one.render(jobs)
+        (last,) = await one.render(jobs[-1:])
+    assert 1 <= len(results) < 40
+    assert [result.id for result in results] == [job.id for job in jobs[: len(results)]]
+    assert all("done" in result.parts[0].text for result in [*results, last])
+
+
+async def test_jobs_that_write_much_are_left_for_another_time() -> None:
+    """So that what waits to be committed fits into memory."""
+    large = replace(with_item("large", "{{ 'x' * 200000 }}"), lines=[*JOB.lines] * 20)
+    async with Press(time_limit=timedelta(seconds=30), memory_bytes=512 << 20) as one:
+        results = await one.render([large] * 40)
+        again = await render_all(one, [large] * 2)
+    assert 1 <= len(results) <= 5
+    assert {len(result.parts) for result in results} == {20}
+    assert [len(result.parts) for result in again] == [20] * 2
+
+
+async def test_jobs_behind_one_that_uses_up_time_and_limit_are_left() -> None:
+    """The process died, and time is up: those done stay done."""
+    jobs = [JOB, with_item("endless", ENDLESS), JOB, JOB]
+    async with Press(time_limit=timedelta(seconds=3), memory_bytes=512 << 20) as one:
+        first = await one.render(jobs)
+        rest = await render_all(one, jobs[1:])
+    assert [result.error for result in first] == [""]
+    assert [bool(result.error) for result in rest] == [True, False, False]
+
+
 async def test_a_template_that_wants_gigabytes_meets_the_limit() -> None:
     """It fails, or dies with its process; the message goes out either way."""
     async with press() as one:
-        results = await one.render([with_item("huge", "{{ 'x' * 10 ** 11 }}"), JOB])
+        results = await render_all(one, [with_item("huge", "{{ 'x' * 10 ** 11 }}"), JOB])
     assert [len(result.parts) for result in results] == [1, 1]
     assert results[0].error != ""
 
@@ -93,7 +147,7 @@ async def test_a_template_that_fails_in_a_late_part_leaves_nothing_behind() -> N
     large = replace(JOB, format="html", lines=lines)
     failing = replace(large, templates={"layout/html": Source("late", "", "{{ 1 // (digest.part - 3) }}")})
     async with Press(time_limit=timedelta(seconds=30), memory_bytes=512 << 20) as one:
-        ours, fallen_back, after = await one.render([large, failing, JOB])
+        ours, fallen_back, after = await render_all(one, [large, failing, JOB])
     assert len(ours.parts) > 3
     assert "ZeroDivisionError" in fallen_back.error
     assert fallen_back.parts == ours.parts
@@ -123,7 +177,7 @@ async def test_a_process_killed_over_a_job_is_no_fault_of_the_job() -> None:
         await one.render([JOB])
         process = one._process
         assert process is not None
-        rendering = asyncio.create_task(one.render([JOB, slow, JOB]))
+        rendering = asyncio.create_task(render_all(one, [JOB, slow, JOB]))
         await asyncio.sleep(0)
         process.kill()
         results = await rendering

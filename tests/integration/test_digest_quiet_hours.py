@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from carillon.digest.v1 import digest_pb2 as pb
+from carillon.link.v1 import link_pb2
 from carillon.scheduler.v1 import timer_pb2
 
 from libs.errors import InvalidArgument
@@ -67,6 +68,42 @@ async def test_a_digest_that_closes_in_quiet_hours_waits_and_takes_no_more_items
     (digest,) = (await rig.call("ListDigests")).digests
     assert (digest.item_count, digest.close_time.ToDatetime(tzinfo=UTC)) == (1, ONE)
     assert len(await rig.windows()) == 1
+
+
+async def fire(rig: Rig, fired: set[bytes]) -> int:
+    """As the scheduler fires: what is due, and no id twice; returns how many timers."""
+    due = [
+        (timer.id, timer.target.close_window)
+        for timer in (entry.schedule_timer for entry in await rig.outgoing("scheduler"))
+        if timer.id not in fired and timer.due_time.ToDatetime(tzinfo=UTC) <= rig.clock.at
+    ]
+    fired.update(one_id for one_id, _ in due)
+    if due:
+        await rig.apply(*[link_pb2.Entry(tenant=rig.tenant, close_window=target) for _, target in due])
+    return len(due)
+
+
+@pytest.mark.parametrize("cadence", ["immediate", "daily"])
+async def test_what_is_held_anew_just_before_the_end_is_woken_anew(rig: Rig, cadence: str) -> None:
+    """The timer came by the scheduler's clock, and ours is a moment behind; it left for good, so another must come.
+
+    The daily digest is due when the quiet hours end.
+    """
+    await rig.put_daily(cron="0 13 * * *")
+    await rig.subscribe("ann", cadence)
+    await rig.apply(rig.notification("ann"))
+    await rig.close()
+    fired: set[bytes] = set()
+    for _ in range(2):
+        rig.clock.at = ONE
+        assert await fire(rig, fired) == 1
+        rig.clock.at = ONE - timedelta(milliseconds=1)
+        assert await rig.close() == 1
+        assert await rig.deliveries() == []
+    rig.clock.at = ONE
+    assert await fire(rig, fired) == 1
+    await rig.close()
+    assert await rig.ledger() == {("sent_alone" if cadence == "immediate" else "digested", ""): 1}
 
 
 async def test_high_priority_ignores_quiet_hours_and_mandatory_types_wait(rig: Rig) -> None:

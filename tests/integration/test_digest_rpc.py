@@ -356,6 +356,25 @@ async def test_a_preview_shows_an_open_window_and_changes_nothing(rig: Rig) -> N
         await rig.call("PreviewDigest", window_id=window.id)
 
 
+async def test_a_preview_leaves_out_what_has_expired(rig: Rig) -> None:
+    """It would not go out any more; with nothing else in the window there is nothing to show."""
+    await rig.put_daily()
+    await rig.put_type(default_cadence="daily")
+    await rig.put_subscriber("ann")
+    expires = rig.clock.at + timedelta(minutes=5)
+    await rig.apply(rig.notification("ann", entity="UA1", expires=expires))
+    (window,) = await rig.windows()
+    rig.clock.at = expires - timedelta(microseconds=1)
+    assert (await rig.call("PreviewDigest", window_id=window.id)).item_count == 1
+    rig.clock.at = expires
+    assert await rig.call("PreviewDigest", window_id=window.id) == pb.PreviewDigestResponse()
+    await rig.apply(rig.notification("ann", entity="UA2"))
+    preview = await rig.call("PreviewDigest", window_id=window.id)
+    assert (preview.subject, preview.item_count) == ("Daily: 1 × Flight delayed", 1)
+    assert "UA1" not in preview.html
+    assert "UA2" in preview.html
+
+
 async def test_windows_are_listed_by_subscriber_cadence_and_state(rig: Rig) -> None:
     """What is waiting, page by page."""
     await rig.put_daily()

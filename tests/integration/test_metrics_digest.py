@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from carillon.digest.v1 import digest_pb2 as pb
 
+from libs.wire import to_duration
 from services.digest import store_ledger, store_views, store_windows
 from services.digest.loops import Care
 from services.digest.loops_ledger import LedgerCheck
@@ -40,6 +41,12 @@ async def measured(rig: Rig) -> None:
     await care.measure_once()
 
 
+async def overdue_s(rig: Rig) -> float:
+    """How long the batch that waits longest for its trigger has waited too long."""
+    await measured(rig)
+    return sample("carillon_digest_batch_trigger_overdue_seconds")
+
+
 async def test_open_windows_are_told_by_what_closes_them(rig: Rig) -> None:
     """One each; what is sent alone is never open."""
     await rig.put_subscriber("dan")
@@ -70,8 +77,8 @@ async def test_an_open_window_whose_timer_does_not_come_is_overdue(rig: Rig) -> 
     assert sample("carillon_digest_overdue_seconds", state="closing") == 3600
 
 
-async def test_windows_in_quiet_hours_are_held_and_not_overdue(rig: Rig) -> None:
-    """They leave when the hours are over."""
+async def test_windows_in_quiet_hours_are_held_and_not_overdue_before_their_end(rig: Rig) -> None:
+    """They leave when the hours are over; where the timer does not come then, that shows."""
     noon = pb.QuietHours(from_time_of_day="12:00", until_time_of_day="13:00")
     await rig.put_subscriber("eve", quiet_hours=[noon])
     await rig.apply(rig.notification("eve"))
@@ -80,6 +87,10 @@ async def test_windows_in_quiet_hours_are_held_and_not_overdue(rig: Rig) -> None
     await measured(rig)
     assert sample("carillon_digest_held_windows") == 1
     assert sample("carillon_digest_closing_windows") == 0
+    assert sample("carillon_digest_overdue_seconds", state="held") == 0
+    rig.clock.at = START + 2 * HOUR
+    await measured(rig)
+    assert sample("carillon_digest_overdue_seconds", state="held") == 3600
     assert sample("carillon_digest_overdue_seconds", state="closing") == 0
 
 
@@ -97,6 +108,24 @@ async def test_a_batchs_window_waits_for_its_trigger(rig: Rig) -> None:
     assert (since(BATCH_WINDOWS, cause="trigger"), since(BATCH_WINDOWS, cause="fallback")) == (1, 0)
     runs = "carillon_digest_batch_runs_total"
     assert (since(runs, result="new"), since(runs, result="repeated")) == (1, 1)
+
+
+async def test_a_batchs_trigger_is_overdue_by_its_own_cadences_measure(rig: Rig) -> None:
+    """Half of fallback_after: one that runs weekly is not late for days, and hides none that should run daily."""
+    weekly = pb.ExternalCadence(batch="weekly", fallback_after=to_duration(14 * DAY))
+    await rig.call("PutCadence", cadence=pb.Cadence(id="weekly", external=weekly))
+    await rig.put_subscriber("eve")
+    await rig.subscribe("eve", "weekly")
+    await rig.apply(rig.notification("eve"))
+    rig.clock.at = START + 3 * DAY
+    await rig.apply(rig.notification("bob"))
+    assert await overdue_s(rig) == 0
+    rig.clock.at = START + 4 * DAY + HOUR
+    assert await overdue_s(rig) == 3600
+    await rig.apply(rig.trigger("rebooking", rig.clock.at))
+    assert await overdue_s(rig) == 0
+    rig.clock.at = START + 7 * DAY + 2 * HOUR
+    assert await overdue_s(rig) == 7200
 
 
 async def test_a_batchs_window_whose_trigger_never_came_falls_back(rig: Rig) -> None:

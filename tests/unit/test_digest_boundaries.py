@@ -1,7 +1,9 @@
 """Where aligned windows end."""
 
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,3 +64,32 @@ def test_every_second_week_counts_from_a_fixed_monday() -> None:
     first = Boundaries().after(rule, NOON)
     assert first == datetime(2026, 3, 13, 10, 0, tzinfo=UTC)
     assert Boundaries().after(rule, first) == datetime(2026, 3, 27, 10, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("rrule", "local"),
+    [
+        ("FREQ=DAILY;BYHOUR=8", "2026-07-15 08:00"),
+        ("FREQ=DAILY;INTERVAL=2", "2026-07-15 00:00"),
+        ("FREQ=WEEKLY", "2026-07-20 00:00"),
+        ("FREQ=WEEKLY;BYDAY=FR", "2026-07-17 00:00"),
+        ("FREQ=WEEKLY;INTERVAL=2;BYDAY=FR;BYHOUR=10;BYMINUTE=0", "2026-07-17 10:00"),
+        ("FREQ=MONTHLY", "2026-08-03 00:00"),
+        ("FREQ=YEARLY", "2027-01-03 00:00"),
+    ],
+)
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Pacific/Kiritimati"])
+def test_what_a_rule_leaves_open_is_a_monday_at_midnight_in_its_zone(zone: str, rrule: str, local: str) -> None:
+    """Everywhere the same day and time on the wall, east and west of UTC and where zones have half hours."""
+    before = datetime(2026, 7, 14, 23, 59, tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    found = Boundaries().after(LocalRule(cron="", rrule=rrule, zone=zone), before)
+    assert found is not None
+    assert f"{found.astimezone(ZoneInfo(zone)):%Y-%m-%d %H:%M}" == local
+
+
+def test_a_rule_keeps_its_time_of_day_when_the_clocks_change() -> None:
+    """New York, the night to 8 March 2026: the second one comes after 23 hours, and both are at eight."""
+    rule = LocalRule(cron="", rrule="FREQ=DAILY;BYHOUR=8", zone="America/New_York")
+    first = Boundaries().after(rule, datetime(2026, 3, 6, 23, 0, tzinfo=UTC))
+    assert first == datetime(2026, 3, 7, 13, 0, tzinfo=UTC)
+    assert Boundaries().after(rule, first) == datetime(2026, 3, 8, 12, 0, tzinfo=UTC)

@@ -38,6 +38,7 @@ ORDER = Order(
     services={"order.placed": "crm"},
 )
 JOB = Job(
+    tenant="acme",
     id="digest-1",
     is_alone=False,
     format="html",

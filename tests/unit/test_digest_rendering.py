@@ -22,6 +22,7 @@ def line(number: int = 1, type: str = "flight.delayed", **payload: Any) -> Line:
 def job(*lines: Line, **fields: Any) -> Job:
     """A daily HTML digest for New York."""
     values: dict[str, Any] = {
+        "tenant": "acme",
         "id": "digest-1",
         "is_alone": False,
         "format": "html",
@@ -47,6 +48,25 @@ def test_a_digest_has_html_with_a_text_twin_and_groups_by_type() -> None:
     assert "Thu, Jul 9, 2026, 8:15\u00a0AM" in part.text
     assert "Thu, Jul 9, 2026, 8:15\u00a0AM" in part.html
     assert part.json == ""
+
+
+def test_a_digest_of_large_items_by_the_tenants_template_is_written_by_ours() -> None:
+    """Even where the layout leaves them out: all of them together are 40 MB in memory."""
+    item, layout = Source("item", "", "{{ 'x' * 200000 }}"), Source("layout", "", "{{ digest.count }}")
+    templates = {"item/text/flight.delayed": item, "layout/text": layout}
+    large = job(*map(line, range(200)), format="text", templates=templates)
+    rendered = render(large)
+    assert rendered.error == "TooLarge: the digest is larger than 33,554,432 bytes"
+    assert rendered.parts == render(replace(large, templates={})).parts
+
+
+def test_a_digest_of_large_layouts_by_the_tenants_template_is_written_by_ours() -> None:
+    """Its items are small, but there are many parts."""
+    item, layout = Source("item", "", "{{ 'x' * 70000 }}"), Source("layout", "", "{{ 'x' * 230000 }}")
+    templates = {"item/text/flight.delayed": item, "layout/text": layout}
+    rendered = render(job(*map(line, range(200)), format="text", templates=templates))
+    assert rendered.error == "TooLarge: the digest is larger than 33,554,432 bytes"
+    assert len(rendered.parts) == 1
 
 
 def test_the_html_is_well_formed() -> None:

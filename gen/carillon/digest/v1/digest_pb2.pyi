@@ -368,7 +368,8 @@ class Subscription(_message.Message):
     """A type id, or a prefix with * at its end ("flight.*", "*"); 1-128 characters."""
     topic: _builtins.str
     """Only notifications on this topic, told even when not addressed directly; at most 256 characters, one line. Empty: only
-    notifications that name the subscriber.
+    notifications that name the subscriber. Divide a topic beyond some 300,000, and tell each part by a notification of its own:
+    one notification is told to all in one statement, which must not take longer than Postgres lets it.
     """
     filter: _builtins.str
     """CEL over `payload`, `entity`, `type`; false leaves the notification out (suppressed: filter). At most 2,048 characters,
