@@ -10,8 +10,9 @@ Cron is parsed by cronsim (its parser, on naive local times), RRULE by dateutil.
 """
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import lru_cache
@@ -25,6 +26,8 @@ from dateutil.rrule import rrulestr
 
 MAX_RULE_CHARACTERS = 256
 MAX_ZONE_CHARACTERS = 64
+MAX_COUNT = 10_000
+"""Occurrences of a rule that counts them, where it comes from outside; see libs.recurrence_cost."""
 HORIZON = timedelta(days=50 * 366)
 """How far ahead occurrences are looked for; cronsim's own limit."""
 
@@ -41,6 +44,8 @@ _STEPS = {
 }
 _FREQUENCIES = {*_STEPS, "MONTHLY", "YEARLY"}
 _MAX_INTERVAL = 1_000_000
+_SECOND = timedelta(seconds=1)
+_MICROSECOND = timedelta(microseconds=1)
 _UNTIL = re.compile(r"(\d{8})(T\d{6})?(Z)?")
 
 
@@ -97,12 +102,36 @@ def next_after(rule: Rule, after: datetime) -> datetime | None:
     return next(occurrences(rule, after), None)
 
 
+def whole_second(start: datetime) -> datetime:
+    """A start that somebody gave, rounded up: occurrences fall on whole seconds, and the first must not lie before."""
+    return start if start.microsecond == 0 else start.replace(microsecond=0) + _SECOND
+
+
+def uncounted(rule: Rule) -> Rule:
+    """The rule with the same occurrences and without counts: they become the end, and COUNT the UNTIL, they come to.
+
+    It counts once, about 10 µs per occurrence; who reads the rule as it was counts each time. Counts above MAX_COUNT
+    would take too long at once, and stay.
+    """
+    parts = _rrule_parts(rule.rrule) if rule.rrule else {}
+    if 0 < _whole_number(parts.get("COUNT"), "COUNT") <= MAX_COUNT:
+        for local in deque(_local_times(rule, rule.start), maxlen=1):
+            parts |= {"UNTIL": local.strftime("%Y%m%dT%H%M%S")}
+            del parts["COUNT"]
+            rule = replace(rule, rrule=";".join(f"{name}={value}" for name, value in parts.items()))
+    if 0 < rule.count <= MAX_COUNT:
+        for at in deque(islice(_instants(rule, rule.start - _MICROSECOND), rule.count), maxlen=1):
+            last = at + _MICROSECOND
+            rule = replace(rule, count=0, end=last if rule.end is None else min(last, rule.end))
+    return rule
+
+
 def occurrences(rule: Rule, after: datetime) -> Iterator[datetime]:
     """Occurrences strictly after `after`, ascending, each instant once, in UTC.
 
-    With a count, everything from the start has to be counted: about 10 µs per occurrence so far.
+    With a count, everything from the start has to be counted: see `uncounted`.
     """
-    before_start = rule.start - timedelta(microseconds=1)
+    before_start = rule.start - _MICROSECOND
     instants = _instants(rule, before_start if rule.count else max(after, before_start))
     for at in islice(instants, rule.count) if rule.count else instants:
         if rule.end is not None and at >= rule.end:

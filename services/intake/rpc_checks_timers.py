@@ -6,7 +6,7 @@ from carillon.scheduler.v1 import timer_pb2
 
 from libs.conditions import BadCondition, compile_condition
 from libs.errors import FieldViolation
-from libs.recurrence import BadRule, Fold, Gap, Rule, next_after
+from libs.recurrence import BadRule, Fold, Gap, Rule, next_after, whole_second
 from libs.recurrence_cost import check_cost
 from libs.wire import LATEST, from_timestamp
 from services.intake.rpc_checks import (
@@ -23,7 +23,6 @@ from services.intake.rpc_checks import (
 
 MAX_EXCLUSIONS = 366
 NEVER = "has no occurrence any more, to the year 2199; look at its dates, end_time, count and exclusions"
-_LONGEST_COUNTED_US = 31 * 86_400 * 1_000_000
 
 
 def check_event(found: Found, field: str, event: timer_pb2.EventContent) -> None:
@@ -98,7 +97,7 @@ def check_rule(found: Found, field: str, recurrence: timer_pb2.Recurrence, now: 
     if len(found) == before:
         try:
             rule = _rule_of(recurrence, now)
-            check_cost(rule, now)  # The scheduler reads the rule at each firing, while the whole shard waits.
+            check_cost(rule)  # The scheduler reads the rule at each firing, while the whole shard waits.
             first = next_after(rule, now)
             if first is None or first >= LATEST:
                 found.append(FieldViolation(f"{field}.{recurrence.WhichOneof('rule')}", NEVER))
@@ -109,9 +108,7 @@ def check_rule(found: Found, field: str, recurrence: timer_pb2.Recurrence, now: 
 def _check_range(found: Found, field: str, recurrence: timer_pb2.Recurrence, now: datetime) -> None:
     start_us = microseconds_of(now)
     if recurrence.HasField("start_time"):
-        # A count is counted from the start, occurrence by occurrence, each time.
-        least_us = start_us - _LONGEST_COUNTED_US if recurrence.count else 0
-        start_us = check_instant(found, f"{field}.start_time", recurrence.start_time, least_us=least_us)
+        start_us = check_instant(found, f"{field}.start_time", recurrence.start_time)
     if recurrence.HasField("end_time"):
         after_us = max(start_us, microseconds_of(now))
         check_instant(found, f"{field}.end_time", recurrence.end_time, after_us=after_us)
@@ -162,7 +159,7 @@ def _rule_of(recurrence: timer_pb2.Recurrence, now: datetime) -> Rule:
         cron=recurrence.cron,
         rrule=recurrence.rrule,
         zone=recurrence.zone or "UTC",
-        start=from_timestamp(recurrence.start_time) if recurrence.HasField("start_time") else now,
+        start=whole_second(from_timestamp(recurrence.start_time)) if recurrence.HasField("start_time") else now,
         end=from_timestamp(recurrence.end_time) if recurrence.HasField("end_time") else None,
         count=recurrence.count,
         exclusions=frozenset(map(from_timestamp, recurrence.exclusions)),

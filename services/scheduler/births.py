@@ -15,17 +15,21 @@ from services.scheduler.timer import Mark, State, Timer, fire_time
 MAX_BACKFILL = 1_000
 """Occurrences in one range."""
 
+_ON_TIME = timedelta(minutes=1)
+"""A step that fires within it of its due time counts as fired then: what follows stays on the exact time of day."""
+
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def scheduled(command: ScheduleTimer, *, shard: int, watermark: Mark) -> Timer | None:
     """The timer that was asked for, or the first occurrence; None: there is none."""
-    timer_id, due_at, nominal_at = command.id, command.due_at, None
-    if command.recurrence is not None and command.accepted_at is not None:
-        nominal_at = command.recurrence.first(command.accepted_at)
+    timer_id, due_at, nominal_at, recurrence = command.id, command.due_at, None, command.recurrence
+    if recurrence is not None and command.accepted_at is not None:
+        recurrence = recurrence.uncounted()
+        nominal_at = recurrence.first(command.accepted_at)
         if nominal_at is not None:
             timer_id = occurrence_id(command.id, nominal_at)
-            due_at = command.recurrence.due_at(command.id, nominal_at)
+            due_at = recurrence.due_at(command.id, nominal_at)
     if due_at is None:
         return None
     return Timer(
@@ -40,8 +44,8 @@ def scheduled(command: ScheduleTimer, *, shard: int, watermark: Mark) -> Timer |
         target=command.target,
         sequence=command.sequence,
         schedule_id=command.id,
-        occurrence=int(command.recurrence is not None),
-        recurrence=command.recurrence,
+        occurrence=int(recurrence is not None),
+        recurrence=recurrence,
         nominal_at=nominal_at,
         condition=command.condition,
         asked=command.asked,
@@ -73,11 +77,12 @@ def following(timer: Timer, *, watermark: Mark, now: datetime) -> Iterator[Timer
     """The occurrence after one whose time has come, if there is one that can still fire."""
     if timer.recurrence is None or timer.nominal_at is None:
         return
-    is_missed = timer.recurrence.is_missed(timer.due_at, timer.nominal_at, now)
-    nominal_at = timer.recurrence.following(timer.schedule_id, timer.nominal_at, now, is_missed=is_missed)
+    recurrence = timer.recurrence.uncounted()  # An older version kept the count.
+    is_missed = recurrence.is_missed(timer.due_at, timer.nominal_at, now)
+    nominal_at = recurrence.following(timer.schedule_id, timer.nominal_at, now, is_missed=is_missed)
     if nominal_at is None or (timer.expires_at is not None and nominal_at >= timer.expires_at):
         return
-    due_at = timer.recurrence.due_at(timer.schedule_id, nominal_at)
+    due_at = recurrence.due_at(timer.schedule_id, nominal_at)
     yield replace(
         timer,
         id=occurrence_id(timer.schedule_id, nominal_at),
@@ -85,13 +90,15 @@ def following(timer: Timer, *, watermark: Mark, now: datetime) -> Iterator[Timer
         due_at=due_at,
         fire_at=fire_time(due_at, watermark),
         occurrence=timer.occurrence + 1,
+        recurrence=recurrence,
         **_FRESH,
     )
 
 
-def follow_ups(timer: Timer, timeline: Timeline, *, watermark: Mark) -> Iterator[Timer]:
-    """The steps that begin when this one has fired."""
+def follow_ups(timer: Timer, timeline: Timeline, *, watermark: Mark, now: datetime) -> Iterator[Timer]:
+    """The steps that begin when this one has fired, which is now: it may have been paused for weeks, or asked about."""
     assert timer.step_of is not None
+    fired_at = timer.due_at if now - timer.due_at <= _ON_TIME else now
     step = timeline.step(timer.step_of.step)
     for follow_up in step.follow_ups if step else ():
         yield step_timer(
@@ -100,7 +107,7 @@ def follow_ups(timer: Timer, timeline: Timeline, *, watermark: Mark) -> Iterator
             run_id=timer.step_of.run_id,
             tenant=timer.tenant,
             entity=timer.entity,
-            due_at=timer.due_at + follow_up.offset,
+            due_at=fired_at + follow_up.offset,
             sequence=timer.sequence,
             watermark=watermark,
             shard=timer.shard,

@@ -39,7 +39,8 @@ class ServiceCondition(Struct, frozen=True, kw_only=True):
 
 
 class Question(Struct, frozen=True, kw_only=True):
-    """What a service is asked about a timer. `number` counts the questions about it, from 1."""
+    """What a service is asked about a timer. `number` is one more than the questions that came to no answer;
+    one that is put again, because nobody knows what became of it, has the same."""
 
     shard: int
     timer_id: UUID

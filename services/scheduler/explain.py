@@ -130,9 +130,9 @@ def _became(timer: Timer, waits_for: Sequence[UUID]) -> str:
             return f"sent its event (attempt {timer.attempts}) and awaits a report until {_time(timer.fire_at)}"
         case State.ASKING:
             assert timer.asked is not None
-            question = f"question {timer.asks} of {MAX_ASKS}" if timer.asks else "no question has got through yet"
-            after = f" after this: {_quoted(timer.last_error)}" if timer.last_error else ""
-            return f"is due, and {timer.asked.service} is being asked whether it is to fire ({question}{after})"
+            silence = f"{timer.asks} of {MAX_ASKS} questions came to no answer"
+            error = f"; most recently: {_quoted(timer.last_error)}" if timer.last_error else ""
+            return f"is due, and {timer.asked.service} is being asked whether it is to fire ({silence}{error})"
         case State.BUFFERED:
             others = ", ".join(str(one) for one in waits_for[:3]) or "the occurrence before it"
             return f"is due, and waits until {others} has an outcome"

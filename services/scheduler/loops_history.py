@@ -1,4 +1,8 @@
-"""The loop that forgets timers that ended long ago (INV-9), each replica for the shards it holds."""
+"""The loop that forgets timers that ended long ago (INV-9), each replica for the shards it holds.
+
+Facts are kept as long as there are any, since nobody knows when they are asked for next: an entity may start a timeline
+years after its last fact. What its caller has emptied is forgotten, after the same time.
+"""
 
 import asyncio
 import logging
@@ -21,6 +25,8 @@ class Store(Protocol):
 
     async def forget(self, shard: int, *, before: datetime, limit: int) -> int: ...
 
+    async def forget_facts(self, after: tuple[str, str], *, before: datetime, limit: int) -> tuple[str, str] | None: ...
+
 
 class Holder(Protocol):
     """Who knows which shards are here; services.scheduler.loops_engine.Engine."""
@@ -37,14 +43,16 @@ class History:
         self._holder = holder
         self._clock = clock
         self._retention = retention
+        self._place: tuple[str, str] | None = None  # How far facts have been looked through.
 
     async def run(self) -> None:
         """Forget until cancelled."""
         while True:
             try:
                 await self.forget_once(self._holder.epochs)
+                await self.forget_facts_once()
             except Exception:  # Outermost frame of a loop that must go on.
-                log.warning("Could not forget old timers; trying again.", exc_info=True)
+                log.warning("Could not forget what is old; trying again.", exc_info=True)
             await asyncio.sleep(_INTERVAL_S)
 
     async def forget_once(self, shards: Iterable[int]) -> int:
@@ -58,3 +66,8 @@ class History:
                 forgotten += deleted
                 metrics.FORGOTTEN.inc(deleted)
         return forgotten
+
+    async def forget_facts_once(self) -> None:
+        """Look through a part of the facts; after the last part it begins again."""
+        before = self._clock.now() - self._retention
+        self._place = await self._store.forget_facts(self._place or ("", ""), before=before, limit=_AT_ONCE)

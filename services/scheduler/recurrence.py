@@ -16,9 +16,10 @@ from itertools import islice, takewhile
 from uuid import UUID
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from libs.ids import derived_id
-from libs.recurrence import Rule, next_after, occurrences
+from libs.recurrence import Rule, next_after, occurrences, uncounted
 from services.scheduler.attempts import fraction_of
 
 CATCH_UP = timedelta(days=30)
@@ -56,6 +57,10 @@ class Recurrence(Struct, frozen=True, kw_only=True):
     @property
     def _window(self) -> timedelta:
         return _GRACE if self.misfire is Misfire.SKIP else self.catch_up
+
+    def uncounted(self) -> "Recurrence":
+        """As it is kept: counted once, and not at every firing."""
+        return replace(self, rule=uncounted(self.rule))
 
     def first(self, accepted_at: datetime) -> datetime | None:
         """The first nominal time strictly after acceptance, and not before the rule's start."""

@@ -138,7 +138,7 @@ class SchedulerRpc(scheduler_pb2_grpc.SchedulerServiceServicer):
         violations.raise_if_any()
         assert after is not None
         try:
-            check_cost(rule, after)
+            check_cost(rule)
             # In a thread: what is cheap enough to answer is still too long for the shards to wait.
             times = await asyncio.to_thread(_first, rule, after, count)
         except BadRule as err:

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from carillon.scheduler.v1 import timer_pb2
 
 from libs.errors import Violations
-from libs.recurrence import MAX_RULE_CHARACTERS, MAX_ZONE_CHARACTERS, Fold, Gap, Rule
+from libs.recurrence import MAX_RULE_CHARACTERS, MAX_ZONE_CHARACTERS, Fold, Gap, Rule, whole_second
 from libs.wire import check_count, check_duration, check_enum, check_instant, check_text
 
 _MAX_EXCLUSIONS = 366
@@ -30,7 +30,7 @@ def read_rule(violations: Violations, field: str, message: timer_pb2.Recurrence,
         cron=check_text(violations, f"{field}.cron", message.cron, shortest=0, longest=MAX_RULE_CHARACTERS),
         rrule=check_text(violations, f"{field}.rrule", message.rrule, shortest=0, longest=MAX_RULE_CHARACTERS),
         zone=check_text(violations, f"{field}.zone", message.zone, shortest=0, longest=MAX_ZONE_CHARACTERS) or "UTC",
-        start=start or now,
+        start=now if start is None else whole_second(start),
         end=end,
         count=message.count,
         exclusions=frozenset(one for one in exclusions if one is not None),

@@ -51,7 +51,8 @@ class SchedulerSettings(Group):
         ge=timedelta(hours=1),
         le=timedelta(days=3650),
         description="How long timers that fired or ended otherwise can still be looked up, in business time. What is "
-        "derived (a timeline's start, a backfill) is recognised as a repetition for as long.",
+        "derived (a timeline's start, a backfill) is recognised as a repetition for as long. Facts are kept "
+        "until their caller removes them.",
     )
     lanes: int = Field(
         2,

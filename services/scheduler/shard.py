@@ -286,9 +286,9 @@ class Shard:
         """Take in what services say of conditions. A verdict counts from any question, an error only from the last."""
         for one in answers:
             timer = self._draft.now(one.timer_id) or known.timers.get(one.timer_id)
-            if timer is None or timer.state is not State.ASKING or one.number > timer.asks:
+            if timer is None or timer.state is not State.ASKING or one.number > timer.asks + 1:
                 continue
-            if one.holds is None and one.number < timer.asks:
+            if one.holds is None and one.number <= timer.asks:
                 continue
             self._go_on(timer, verdicts.answered(timer, one, watermark=self.watermark, now=now), known, now)
 
@@ -348,7 +348,7 @@ class Shard:
                 raise _CannotFire(broken[timer.id])
             after = self._at_its_time(timer, known, now)
             if after.state is State.FIRED:
-                following += self._follow_ups(timer, known)
+                following += self._follow_ups(timer, known, now)
                 after = verdicts.fired(timer, after, now)
                 self._draft.changes.fired.append(timer)
         except Exception as err:  # noqa: BLE001 - outermost frame of a timer: its siblings must fire all the same.
@@ -366,12 +366,12 @@ class Shard:
             now=now,
         )
 
-    def _follow_ups(self, timer: Timer, known: Known) -> list[Timer]:
+    def _follow_ups(self, timer: Timer, known: Known, now: datetime) -> list[Timer]:
         """The steps that begin when it fires for the first time."""
         if timer.step_of is None or timer.attempts:
             return []
         timeline = known.timelines[timer.tenant, timer.step_of.timeline, timer.step_of.version]
-        return list(births.follow_ups(timer, timeline, watermark=self.watermark))
+        return list(births.follow_ups(timer, timeline, watermark=self.watermark, now=now))
 
     def _question(self, timer: Timer, known: Known) -> Question:
         assert timer.asked is not None
@@ -383,7 +383,7 @@ class Shard:
             "due_time": timer.due_at.isoformat(),
             "facts": self._draft.facts((timer.tenant, timer.entity), known).now,
         }
-        return Question(shard=self.number, timer_id=timer.id, number=timer.asks, condition=timer.asked, about=about)
+        return Question(shard=self.number, timer_id=timer.id, number=timer.asks + 1, condition=timer.asked, about=about)
 
     def take_changes(self) -> Changes:
         """What this turn decided; the next turn begins."""

@@ -20,16 +20,13 @@ from services.scheduler.needs import Known, Needs, Past, Range
 from services.scheduler.orders import Action, Order, Selection
 from services.scheduler.store_rows import COLUMNS, SELECT, TYPES, row_of, timeline_of, timer_of
 from services.scheduler.timelines import Timeline
-from services.scheduler.timer import HAS_TURN, UNDER_WAY, Mark, State, Timer, origin_of
+from services.scheduler.timer import HAS_TURN, Mark, State, Timer, origin_of
 
-_SCHEDULED = int(State.SCHEDULED)
 _MILLISECOND = timedelta(milliseconds=1)
 _LONGEST_STATEMENT = timedelta(seconds=10)
 _KEPT_TIMELINES = 1_000
 
 _HAVE_TURN = ", ".join(str(int(state)) for state in sorted(HAS_TURN))
-_UNDER_WAY = ", ".join(str(int(state)) for state in sorted(UNDER_WAY))
-_PAUSED = int(State.PAUSED)
 
 _TOMBSTONE_COLUMNS = (
     *("tenant", "entity", "sequence", "shard", "origin", "action", "type", "ids", "timeline", "cause", "due_at"),
@@ -39,17 +36,25 @@ _TOMBSTONE_TYPES = (
     "timestamptz",
 )
 
-# Timers of entities that may still do something. The watermark decides what has fired: so the shard is joined.
-_WAITING = f"""{SELECT} JOIN shard USING (shard)
-    JOIN unnest(%s::text[], %s::text[]) AS asked (tenant, entity) USING (tenant, entity)
-    WHERE timer.state IN ({_PAUSED}, {_UNDER_WAY})
-       OR (timer.state = {_SCHEDULED} AND (timer.fire_at, timer.id) > (shard.watermark_at, shard.watermark_id))
-    ORDER BY timer.fire_at, timer.id"""
+# Timers of entities that may still do something: what has a turn to come lies beyond the watermark, and the others are
+# on hold. The history, which may be a thousand times as long, is not read: an index scan begins at the watermark of the
+# shard, that any timer of the entity tells.
+_WAITING = f"""
+    SELECT waiting.* FROM unnest(%s::text[], %s::text[]) AS asked (tenant, entity),
+    LATERAL (
+        {SELECT} WHERE timer.tenant = asked.tenant AND timer.entity = asked.entity AND timer.is_on_hold
+        UNION ALL (
+        {SELECT}, (SELECT watermark_at, watermark_id FROM shard WHERE shard = (
+            SELECT shard FROM timer WHERE tenant = asked.tenant AND entity = asked.entity LIMIT 1)) AS mark
+        WHERE timer.tenant = asked.tenant AND timer.entity = asked.entity AND timer.state IN ({_HAVE_TURN})
+          AND (timer.fire_at, timer.id) > (mark.watermark_at, mark.watermark_id) OFFSET 0)) AS waiting
+    ORDER BY waiting.fire_at, waiting.id"""  # noqa: S608 - constants of this package.
 
 _NEWEST = f"""
     SELECT newest.* FROM unnest(%s::uuid[]) AS asked (schedule_id),
     LATERAL ({SELECT} WHERE timer.schedule_id = asked.schedule_id AND timer.schedule_id <> timer.id
-        AND timer.recurrence IS NOT NULL ORDER BY timer.nominal_at DESC LIMIT 1) AS newest"""  # noqa: S608
+        AND timer.recurrence IS NOT NULL AND timer.nominal_at IS NOT NULL
+        ORDER BY timer.nominal_at DESC LIMIT 1) AS newest"""  # noqa: S608
 
 _SIBLINGS = f"{SELECT} WHERE timer.schedule_id = ANY(%s) AND timer.schedule_id <> timer.id AND timer.is_under_way"
 

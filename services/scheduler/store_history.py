@@ -1,4 +1,4 @@
-"""Forgetting timers that ended long ago, in SQL."""
+"""Forgetting timers that ended long ago, and facts that are none any more, in SQL."""
 
 from datetime import datetime
 
@@ -18,9 +18,20 @@ _FORGET = f"""
     attempts AS (DELETE FROM attempt USING gone WHERE attempt.timer_id = gone.id)
     SELECT count(*) FROM gone"""  # noqa: S608 - constants of this package.
 
+# One that a turn changes at this moment is looked at again after that, and stays.
+_FORGET_FACTS = """
+    WITH part AS (SELECT tenant, entity FROM facts WHERE (tenant, entity) > (%(tenant)s, %(entity)s)
+        ORDER BY tenant, entity LIMIT %(limit)s),
+    gone AS (DELETE FROM facts USING part WHERE facts.tenant = part.tenant AND facts.entity = part.entity
+        AND facts.changed_at < %(before)s AND facts.facts = '{}')
+    SELECT tenant, entity FROM part ORDER BY tenant, entity OFFSET %(limit)s - 1"""
+
+Place = tuple[str, str]
+"""(tenant, entity)"""
+
 
 class HistoryStore:
-    """Timers that are over. Deleting them decides nothing, so no epoch is asked (INV-3)."""
+    """What is over. Deleting it decides nothing, so no epoch is asked (INV-3)."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -34,3 +45,14 @@ class HistoryStore:
             row = await cursor.fetchone()
         assert row is not None
         return int(row[0])
+
+    async def forget_facts(self, after: Place, *, before: datetime, limit: int) -> Place | None:
+        """Look at the facts of the next `limit` entities, and delete what is empty and has been since `before`.
+
+        There is no index of what is empty: it would cost every patch. Returns the place to go on from; None at the end.
+        """
+        async with self._db.transaction() as tx:
+            await tx.raw.execute("SET LOCAL synchronous_commit = off")
+            tenant, entity = after
+            named = {"tenant": tenant, "entity": entity, "before": before, "limit": limit}
+            return await (await tx.raw.execute(_FORGET_FACTS, named)).fetchone()

@@ -96,8 +96,13 @@ timer = Table(
         Computed("state = ANY (ARRAY[9, 10, 11, 12]) OR state = 2 AND attempts > 0", persisted=True),
         nullable=False,
     ),
+    # State PAUSED or BUFFERED: what waits, but for no time of its own, so that it may lie behind the watermark. A
+    # column for the same reason; the trigger keep_on_hold keeps it: to generate it the table would be written again.
+    Column("is_on_hold", Boolean, nullable=False, server_default=text("false")),
     Index("timer_firing_order", "shard", "fire_at", "id"),
-    Index("timer_entity", "tenant", "entity"),
+    Index("timer_of_entity", "tenant", "entity", "fire_at"),
+    # Few, however long an entity's history is.
+    Index("timer_on_hold", "tenant", "entity", postgresql_where=text("is_on_hold")),
     # One-shot timers, the great majority, are in none of these.
     Index("timer_schedule", "schedule_id", "nominal_at", postgresql_where=text("schedule_id <> id")),
     Index("timer_run", "run_id", postgresql_where=text("run_id IS NOT NULL")),

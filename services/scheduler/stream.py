@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from msgspec.structs import replace
 
 from libs.links.receiver import IncomingFrame, PoisonFrame
-from libs.recurrence import Fold, Gap, Rule
+from libs.recurrence import Fold, Gap, Rule, whole_second
 from libs.wire import from_duration, from_timestamp
 from services.scheduler.attempts import RetryPolicy
 from services.scheduler.commands import (
@@ -247,7 +247,7 @@ def retry_of(policy: timer_pb2.RetryPolicy) -> RetryPolicy:
 
 def recurrence_of(message: timer_pb2.Recurrence, accepted: Timestamp) -> Recurrence:
     """The recurrence in a message; one without a start starts when it was accepted."""
-    start = message.start_time if message.HasField("start_time") else accepted
+    has_start = message.HasField("start_time")
     is_skipping = message.gap_policy == timer_pb2.GAP_POLICY_SKIP
     is_twice = message.fold_policy == timer_pb2.FOLD_POLICY_BOTH
     return Recurrence(
@@ -255,7 +255,7 @@ def recurrence_of(message: timer_pb2.Recurrence, accepted: Timestamp) -> Recurre
             cron=message.cron,
             rrule=message.rrule,
             zone=message.zone or "UTC",
-            start=from_timestamp(start),
+            start=whole_second(from_timestamp(message.start_time)) if has_start else from_timestamp(accepted),
             end=from_timestamp(message.end_time) if message.HasField("end_time") else None,
             count=message.count,
             exclusions=frozenset(from_timestamp(one) for one in message.exclusions),

@@ -14,7 +14,7 @@ from services.scheduler.timer import Mark, StepOf, TargetKind, Timer, fire_time
 
 
 class Step(Struct, frozen=True, kw_only=True):
-    """One step. `offset` counts from the anchor, or for follow-ups from the parent's due time."""
+    """One step. `offset` counts from the anchor, or for follow-ups from the parent's firing (births.follow_ups)."""
 
     name: str
     offset: timedelta

@@ -85,9 +85,9 @@ class Timer(Struct, frozen=True, kw_only=True, gc=False):
     `sequence` orders it against cancels (0: none can overtake it); occurrences and follow-ups inherit it. A Struct,
     because tens of thousands are made a second, and a frozen dataclass of this size costs twelve times as much.
 
-    `nominal_at`: an occurrence's time by its rule. `asks` and `holds`: how often its condition's service was asked, and
-    what it said. `report_within`: how long the service that gets its event may take to report; None: no report is
-    expected. `trace`: what set it, where that is traced; what it does links to that.
+    `nominal_at`: an occurrence's time by its rule. `asks` and `holds`: how many questions to its condition's
+    service came to no answer, and what it said. `report_within`: how long the service that gets its event may take to
+    report; None: no report is expected. `trace`: what set it, where that is traced; what it does links to that.
     """
 
     id: UUID

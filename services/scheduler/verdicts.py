@@ -96,10 +96,9 @@ def _asked(timer: Timer, watermark: Mark, now: datetime) -> Timer:
     """To be asked (again), or what its policy makes of silence."""
     assert timer.asked is not None
     if timer.asks < MAX_ASKS:
-        asks = timer.asks + 1
-        again_at = fire_time(timer.asked.ask_again_at(asks, now), watermark)
-        error = timer.last_error if timer.asks else None  # Before the first question it is of an earlier attempt.
-        return replace(timer, state=State.ASKING, asks=asks, fire_at=again_at, last_error=error)
+        again_at = fire_time(timer.asked.ask_again_at(timer.asks + 1, now), watermark)
+        error = timer.last_error if timer.state is State.ASKING else None  # Otherwise it is of an earlier attempt.
+        return replace(timer, state=State.ASKING, fire_at=again_at, last_error=error)
     error = f"{timer.asked.service} gave no answer: {timer.last_error or 'it was silent'}"
     note = note_of(asked=timer.asked.service, no_answer=timer.asked.no_answer.name, error=error)
     match timer.asked.no_answer:
@@ -114,11 +113,12 @@ def _asked(timer: Timer, watermark: Mark, now: datetime) -> Timer:
 def answered(timer: Timer, answer: Answer, *, watermark: Mark, now: datetime) -> Timer:
     """An ASKING timer with its service's answer: to fire at once, skipped, or still to be asked again.
 
-    A question that was not asked does not count: a service that is asked by too many at once is not silent.
+    A question counts once the service has had it and its time: neither one that was not asked, because too many wait,
+    nor one that is lost on the way, because its shard or process is gone, is the service's silence.
     """
     assert timer.asked is not None
     if answer.holds is None:
-        asks = timer.asks if answer.was_asked else timer.asks - 1
+        asks = timer.asks + 1 if answer.was_asked else timer.asks
         return replace(timer, asks=asks, last_error=answer.reason[:MAX_ERROR])
     note = note_of(asked=timer.asked.service, holds=answer.holds, reason=answer.reason)
     if answer.holds:

@@ -198,7 +198,7 @@ async def test_a_frame_that_takes_longer_than_a_lease_is_put_aside(
     slow_id = await _post(world, world.peer.timer("slow", START), _shard("slow"))
     [(dead_id, reason)] = await _dead(world, 1)
     assert dead_id == slow_id
-    assert "deciding took 1.2 s" in reason
+    assert "deciding took 1." in reason
 
 
 async def test_inv2_the_watermark_and_what_fired_are_one_transaction(

@@ -43,14 +43,14 @@ async def create_tables(sender_db: Database, receiver_db: Database) -> None:
             await tx.raw.execute(f"CREATE TABLE {own}")
 
 
-async def until(condition: Callable[[], Awaitable[Found]], *, timeout_s: float = 20) -> Found:
+async def until(condition: Callable[[], Awaitable[Found]], *, timeout_s: float = 20, every_s: float = 0.02) -> Found:
     """Look until the condition holds, over restarts of Postgres; TimeoutError when it does not in time."""
     async with asyncio.timeout(timeout_s):
         while True:
             with suppress(Unavailable):
                 if found := await condition():
                     return found
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(every_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

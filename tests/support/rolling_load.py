@@ -189,9 +189,10 @@ class RollingLoad:
         await asyncio.to_thread(self.stack.restart, service, number)
         began_s = asyncio.get_running_loop().time()
 
-        async with asyncio.timeout(_PATIENCE_S):
-            while not await asyncio.to_thread(self._is_called, service, number):
-                await asyncio.sleep(_LOOK_S)
+        async def is_called() -> bool:
+            return await asyncio.to_thread(self._is_called, service, number)
+
+        await until(is_called, timeout_s=_PATIENCE_S, every_s=_LOOK_S)
         if service == "scheduler":
             await until_held(self.stack, replicas=2, shards=SHARDS)
         self.seen.taken_s[f"{service} {number}"] = asyncio.get_running_loop().time() - began_s

@@ -86,6 +86,10 @@ def hourly(
     return Recurrence(rule=Rule(cron=cron, start=start, end=end, count=count), **policies)
 
 
+def _silence(question: Question) -> Answer:
+    return Answer(shard=0, timer_id=question.timer_id, number=question.number, holds=None, reason="it was silent")
+
+
 @dataclass
 class Table:
     """What Postgres would hold for one shard, and the turns of its actor.
@@ -242,11 +246,17 @@ class Table:
         return self.fired[before:]
 
     def go(self, until: datetime) -> list[Timer]:
-        """Turns at each instant at which something is due, as if nothing was ever late; what they fired."""
+        """Turns at each instant at which something is due, as if nothing was ever late; what they fired.
+
+        Services that are asked meanwhile are silent.
+        """
         before = len(self.fired)
         self.run()
         while (at := self.shard.next_at()) is not None and at <= until:
+            asked = len(self.questions)
             self.run(until=max(at, self.now))
+            if silences := [_silence(question) for question in self.questions[asked:]]:
+                self.turn(answers=silences)
         self.run(until=until)
         return self.fired[before:]
 

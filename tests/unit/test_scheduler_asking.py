@@ -121,24 +121,33 @@ def test_a_question_without_an_answer_is_asked_again_at_its_deadline() -> None:
     """Its timeout and a wait that doubles: after 6, 7 and 9 seconds; then its policy decides."""
     scene = Scene()
     numbers = [question.number for question in scene.turn()]
-    for wait in (6, 7, 9):
-        assert scene.turn(after=wait * SECOND - MOMENT) == []
+    for number, wait in enumerate((6, 7, 9), start=1):
+        assert scene.turn(scene.answer(number, None, "silent"), after=wait * SECOND - MOMENT) == []
         numbers += [question.number for question in scene.turn(after=MOMENT)]
     assert numbers == [1, 2, 3]
     assert scene.timer.state is State.FAILED
-    assert scene.timer.last_error == "crm gave no answer: it was silent"
+    assert scene.timer.last_error == "crm gave no answer: silent"
+
+
+def test_questions_that_never_left_are_not_the_services_silence_whoever_owns_the_shard() -> None:
+    """They waited in the queues of ten owners in turn, and each was gone before it could ask."""
+    scene = Scene()
+    numbers = [question.number for _ in range(10) for question in scene.turn(after=6 * SECOND)]
+    assert (numbers, scene.timer.state, scene.timer.asks) == ([1] * 10, State.ASKING, 0)
+    scene.turn(scene.answer(1, True), after=MOMENT)
+    assert scene.fired == [scene.timer.id]
 
 
 def test_a_verdict_counts_from_any_question_and_an_error_only_from_the_last() -> None:
     """A slow yes is a yes."""
     scene = Scene()
     scene.turn()
-    scene.turn(after=6 * SECOND)
-    assert scene.timer.asks == 2
+    scene.turn(scene.answer(1, None, "slow"), after=6 * SECOND)
+    assert scene.timer.asks == 1
     scene.turn(scene.answer(1, None, "late"), scene.answer(3, True), after=MOMENT)
-    assert (scene.timer.state, scene.timer.last_error) == (State.ASKING, None)
+    assert (scene.timer.state, scene.timer.asks, scene.timer.last_error) == (State.ASKING, 1, "slow")
     scene.turn(scene.answer(2, None, "broken"))
-    assert scene.timer.last_error == "broken"
+    assert (scene.timer.asks, scene.timer.last_error) == (2, "broken")
     scene.turn(scene.answer(1, True))
     assert scene.fired == [scene.timer.id]
     assert scene.turn(scene.answer(2, False)) == []
@@ -159,9 +168,8 @@ def test_a_question_that_was_not_asked_does_not_count() -> None:
 def test_silence_is_not_blamed_on_the_error_of_an_earlier_attempt() -> None:
     """A timer that is tried again is asked about anew."""
     scene = Scene(state=State.RETRYING, attempts=1, last_error="no report came", report_within=SECOND)
-    for wait in (0, 6, 7, 9):
-        scene.turn(after=wait * SECOND)
-    assert scene.timer.last_error == "crm gave no answer: it was silent"
+    scene.turn()
+    assert (scene.timer.state, scene.timer.last_error) == (State.ASKING, None)
 
 
 def test_an_expired_timer_is_not_asked_about_again() -> None:

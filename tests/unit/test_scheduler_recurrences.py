@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from libs.ids import derived_id
 from libs.recurrence import occurrences
@@ -71,6 +72,17 @@ def test_a_recurrence_ends_with_its_count() -> None:
     table.go(NOW + DAY)
     assert [one.occurrence for one in table.fired] == [1, 2]
     assert table.waiting() == []
+
+
+def test_a_count_is_counted_once() -> None:
+    """What is kept has an end in its place; so does what follows an occurrence that an older version made."""
+    table = _table(recurrence=hourly(start=NOW + SECOND, count=3))
+    (first,) = table.waiting()
+    assert first.recurrence is not None
+    assert (first.recurrence.rule.count, first.recurrence.rule.end) == (0, NOW + 3 * HOUR + MICROSECOND)
+    older = replace(first, recurrence=hourly(start=NOW + SECOND, count=3))
+    (second,) = births.following(older, watermark=older.mark, now=older.due_at)
+    assert second.recurrence == first.recurrence
 
 
 def test_a_recurrence_ends_with_its_expiry() -> None:

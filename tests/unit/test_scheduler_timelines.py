@@ -84,3 +84,27 @@ def test_a_step_that_sends_an_event_is_tried_asked_and_followed_as_any_timer() -
     charge, thank = table.rows.values()
     assert (charge.state, charge.attempts) == (State.AWAITING, 2)
     assert (thank.due_at, table.state_of(thank.id)) == (NOW + 2 * DAY, State.SCHEDULED)
+
+
+def test_what_follows_a_step_that_was_held_back_counts_from_its_firing() -> None:
+    """Due on day 25, resumed on day 40: its reminder two days later comes on day 42, not in the same instant."""
+    table = Table(timelines=[timeline(step("check", 25 * DAY, follow_ups=(step("remind", 2 * DAY),)))])
+    table.turn(table.start())
+    table.turn(table.pause())
+    table.run(until=NOW + 40 * DAY)
+    table.run(table.resume(), until=SECOND)
+    (check,) = table.fired
+    (remind,) = table.waiting()
+    assert remind.due_at == NOW + 40 * DAY + SECOND + 2 * DAY
+    assert check.due_at == NOW + 25 * DAY
+
+
+def test_what_follows_a_step_that_fires_in_its_time_keeps_to_the_time_of_day() -> None:
+    """However deep it is, and although each fires some seconds late."""
+    table = Table(
+        timelines=[timeline(step("a", DAY, follow_ups=(step("b", DAY, follow_ups=(step("c", DAY),)),)))],
+    )
+    table.turn(table.start())
+    for day in (1, 2):
+        table.run(until=NOW + day * DAY + 59 * SECOND)
+    assert [one.due_at for one in table.waiting()] == [NOW + 3 * DAY]

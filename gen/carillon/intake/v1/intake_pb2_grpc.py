@@ -258,7 +258,8 @@ class IntakeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutFacts(self, request, context):
-        """Merges facts into what is known of an entity (RFC 7396: null removes). Conditions read them.
+        """Merges facts into what is known of an entity (RFC 7396: null removes). Conditions read them. They are kept until they
+        are removed, whether the entity has timers or not; put null for each when it is gone for good.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -81,7 +81,9 @@ class IntakeServiceStub:
     occurrences (FAILED_PRECONDITION, as for an unknown schedule; the scheduler says so, so only where is_applied).
     """
     PutFacts: _grpc.UnaryUnaryMultiCallable[_intake_pb2.PutFactsRequest, _intake_pb2.PutFactsResponse]
-    """Merges facts into what is known of an entity (RFC 7396: null removes). Conditions read them."""
+    """Merges facts into what is known of an entity (RFC 7396: null removes). Conditions read them. They are kept until they
+    are removed, whether the entity has timers or not; put null for each when it is gone for good.
+    """
     StartTimeline: _grpc.UnaryUnaryMultiCallable[_intake_pb2.StartTimelineRequest, _intake_pb2.StartTimelineResponse]
     """Starts a timeline for an entity. Idempotent per (timeline, entity, anchor): a second start changes nothing.
     FAILED_PRECONDITION per start of a timeline that is not stored; the scheduler says so, so only where is_applied.
@@ -183,7 +185,9 @@ class IntakeServiceAsyncStub(IntakeServiceStub):
     occurrences (FAILED_PRECONDITION, as for an unknown schedule; the scheduler says so, so only where is_applied).
     """
     PutFacts: _aio.UnaryUnaryMultiCallable[_intake_pb2.PutFactsRequest, _intake_pb2.PutFactsResponse]  # type: ignore[assignment]
-    """Merges facts into what is known of an entity (RFC 7396: null removes). Conditions read them."""
+    """Merges facts into what is known of an entity (RFC 7396: null removes). Conditions read them. They are kept until they
+    are removed, whether the entity has timers or not; put null for each when it is gone for good.
+    """
     StartTimeline: _aio.UnaryUnaryMultiCallable[_intake_pb2.StartTimelineRequest, _intake_pb2.StartTimelineResponse]  # type: ignore[assignment]
     """Starts a timeline for an entity. Idempotent per (timeline, entity, anchor): a second start changes nothing.
     FAILED_PRECONDITION per start of a timeline that is not stored; the scheduler says so, so only where is_applied.
@@ -348,7 +352,9 @@ class IntakeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _intake_pb2.PutFactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_intake_pb2.PutFactsResponse, _abc.Awaitable[_intake_pb2.PutFactsResponse]]:
-        """Merges facts into what is known of an entity (RFC 7396: null removes). Conditions read them."""
+        """Merges facts into what is known of an entity (RFC 7396: null removes). Conditions read them. They are kept until they
+        are removed, whether the entity has timers or not; put null for each when it is gone for good.
+        """
 
     @_abc_1.abstractmethod
     def StartTimeline(

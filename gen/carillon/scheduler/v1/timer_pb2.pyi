@@ -393,14 +393,16 @@ class Recurrence(_message.Message):
     zone: _builtins.str
     """IANA time zone the rule is read in, at most 64 characters. Empty: UTC."""
     count: _builtins.int
-    """At most so many occurrences. 0: no limit."""
+    """At most so many occurrences, counted from start_time; 1 to 10,000, as for COUNT in an RRULE. 0: no limit. The scheduler
+    keeps the end_time (or UNTIL) that it comes to in its place.
+    """
     gap_policy: Global___GapPolicy.ValueType
     fold_policy: Global___FoldPolicy.ValueType
     misfire_policy: Global___MisfirePolicy.ValueType
     overlap_policy: Global___OverlapPolicy.ValueType
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """No occurrence before it. Absent: from now. At most 31 days ago where there is a count."""
+        """No occurrence before it. Absent: from now. A fraction of a second is rounded up."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
@@ -719,7 +721,9 @@ class TimelineStep(_message.Message):
     """Unique within the timeline, 1-64 characters of [a-z0-9_-]."""
     @_builtins.property
     def offset(self) -> _duration_pb2.Duration:
-        """After the anchor, or for follow-up steps after the parent fired; 0 to 10 years."""
+        """After the anchor, or for follow-up steps after the parent fired; 0 to 10 years. A parent that fires within a minute of
+        its due time counts as fired at its due time, so that a timeline keeps its times of day.
+        """
 
     @_builtins.property
     def condition(self) -> Global___Condition:
