@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Protocol, Self
 
 from libs import clock_metrics
+from libs.lifecycle import heed_cancellation
 from libs.postgres import Database
 from libs.telemetry.logs import get_logger
 
@@ -100,6 +101,7 @@ class DatabaseClock:
                 await self.measure_once()
             except Exception as error:  # noqa: BLE001 - outermost frame of a loop that must go on.
                 log.warning("Could not ask Postgres for the time; trying again.", error=repr(error))
+            heed_cancellation()
 
 
 async def wait_at_most(duration: timedelta, wake: asyncio.Event) -> None:

@@ -32,6 +32,7 @@ from libs.jetstream_options import RECONNECT_MAX_S, connection_options
 from libs.jetstream_pull import Message, Pull
 from libs.jetstream_streams import create_or_update, stream_config
 from libs.jetstream_subscribed import Subscribed
+from libs.lifecycle import heed_cancellation
 from libs.settings import NatsSettings
 
 __all__ = ["Bus", "Message", "PublishFailed", "Published"]
@@ -366,9 +367,7 @@ class Bus:
                 yield
             finally:
                 self._waits.discard(wait)
-        # Before Python 3.12 wait_for, which nats-py uses, loses a cancellation that meets the answer.
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise asyncio.CancelledError
+        heed_cancellation()
 
     def _restore_soon(self) -> None:
         if self._streams and (self._restoring is None or self._restoring.done()):

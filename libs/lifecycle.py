@@ -131,10 +131,10 @@ class Lifecycle:
 
 
 def heed_cancellation() -> None:
-    """End the current task if it was cancelled; for loops, after each call of Postgres.
+    """End the current task if it was cancelled; for after what waits for Postgres or NATS.
 
-    Before Python 3.12 `asyncio.wait_for`, which psycopg uses, loses a cancellation that meets the answer, and a loop
-    would go on until the time to drain is over.
+    Before Python 3.12 `asyncio.wait_for`, which psycopg and nats-py use, loses a cancellation that meets the answer,
+    and a loop would go on until the time to drain is over.
     """
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from libs.backoff import Backoff
+from libs.history import History
 from libs.service import Runtime, Service
 from libs.telemetry.logs import get_logger
 from services.dispatcher import metrics, rpc
@@ -10,7 +11,6 @@ from services.dispatcher.apprise import AppriseChannel
 from services.dispatcher.delivery import LANES, Channel
 from services.dispatcher.log import LogChannel
 from services.dispatcher.loops import SendingLoop
-from services.dispatcher.loops_history import History
 from services.dispatcher.loops_housekeeping import Housekeeping
 from services.dispatcher.mail import ListHeaders, no_headers
 from services.dispatcher.pipeline import Policy
@@ -18,7 +18,7 @@ from services.dispatcher.room import Room
 from services.dispatcher.settings import DispatcherSettings, DispatchSettings, UnsubscribeSettings
 from services.dispatcher.smtp import SmtpChannel
 from services.dispatcher.store_dead_letters import DeadLetterStore
-from services.dispatcher.store_deliveries import DeliveryStore
+from services.dispatcher.store_deliveries import FORGOTTEN_AT_ONCE, DeliveryStore
 from services.dispatcher.store_queue import QueueStore
 from services.dispatcher.store_settings import KeyStore
 from services.dispatcher.store_suppressions import BounceStore, SuppressionStore
@@ -65,7 +65,12 @@ async def build(runtime: Runtime, settings: DispatcherSettings) -> Service:
         db=runtime.db, queue=queue, dead_letters=DeadLetterStore(), keys=keys, bounces=bounces, lanes=LANES
     )
     history = History(
-        db=runtime.db, deliveries=deliveries, clock=runtime.clock, retention=settings.dispatch.history_retention
+        db=runtime.db,
+        forget=deliveries.forget,
+        at_once=FORGOTTEN_AT_ONCE,
+        clock=runtime.clock,
+        retention=settings.dispatch.history_retention,
+        forgotten=metrics.FORGOTTEN,
     )
     return Service(
         servicers=[rpc.servicer(service)],

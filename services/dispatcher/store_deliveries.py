@@ -51,6 +51,8 @@ _MAKE_DUE = """
     ORDER BY delivery.tenant, delivery.id
     ON CONFLICT DO NOTHING"""
 
+FORGOTTEN_AT_ONCE = 5_000
+
 # Only what has ended has `ended_at`, which changes and is in no index: those that came later cannot have ended before.
 _FORGET = """
     WITH old AS (

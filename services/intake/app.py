@@ -1,14 +1,14 @@
 """Puts intake together."""
 
+from libs.history import History
 from libs.service import Runtime, Service
 from services.intake import metrics
 from services.intake.loops import Measuring, Pruning
-from services.intake.loops_history import History
 from services.intake.rpc import IntakeRpc, servicer
 from services.intake.rpc_limits import RateLimit
 from services.intake.settings import ServiceSettings
 from services.intake.store import CommandStore
-from services.intake.store_requests import RequestStore
+from services.intake.store_requests import FORGOTTEN_AT_ONCE, RequestStore
 from services.intake.stream import Acceptance, Closings
 from services.intake.stream_backlog import TENANT_HEADER, Backlogs
 from services.intake.stream_entries import Entries
@@ -37,7 +37,14 @@ async def build(runtime: Runtime, settings: ServiceSettings) -> Service:
         retention=settings.intake.idempotency_retention,
         interval=settings.intake.prune_interval,
     )
-    history = History(db=runtime.db, store=requests, clock=runtime.clock, retention=settings.intake.request_retention)
+    history = History(
+        db=runtime.db,
+        forget=requests.forget,
+        at_once=FORGOTTEN_AT_ONCE,
+        clock=runtime.clock,
+        retention=settings.intake.request_retention,
+        forgotten=metrics.FORGOTTEN_REQUESTS,
+    )
     measuring = Measuring(db=runtime.db, store=commands, backlogs=backlogs, header=TENANT_HEADER)
     return Service(
         servicers=[servicer(rpc)],

@@ -18,6 +18,9 @@ from services.intake.requests import Closing, Request, Response, State
 # A call's answer stays below gRPC's 4 MiB: clients refuse larger ones by default.
 MAX_ANSWER_BYTES = 3 << 20
 
+FORGOTTEN_AT_ONCE = 100
+"""Requests in one transaction: each may have a thousand responses of 64 KiB."""
+
 _WAITING = frozenset({State.OPEN.value, State.ANSWERED.value})
 """The states of requests that are not over; these have no `closed_at`."""
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from libs.clock import Clock
+from libs.lifecycle import heed_cancellation
 from services.scheduler import metrics
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class History:
                 await self.forget_facts_once()
             except Exception:  # Outermost frame of a loop that must go on.
                 log.warning("Could not forget what is old; trying again.", exc_info=True)
+            heed_cancellation()
             await asyncio.sleep(_INTERVAL_S)
 
     async def forget_once(self, shards: Iterable[int]) -> int:

@@ -139,6 +139,7 @@ class Leases:
                     await self._store.forget(tombstones_after=self._tombstones_after, members_after=self._ttl * 100)
                 except Exception:
                     log.warning("Could not forget old tombstones; trying again.", exc_info=True)
+                heed_cancellation()
             await asyncio.sleep(1)
 
     async def _attempt(self) -> timedelta:

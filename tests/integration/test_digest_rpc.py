@@ -1,6 +1,5 @@
 """DigestService's own RPCs: what is stored comes back, what is wrong is named, what is in use stays."""
 
-import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 from carillon.digest.v1 import digest_pb2 as pb
 from carillon.digest.v1 import digest_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
@@ -283,36 +281,6 @@ async def test_a_template_error_says_where(rig: Rig) -> None:
         await rig.call("PutTemplate", template=pb.Template(id="t", body="a\n{% for %}"))
 
 
-async def test_a_template_is_previewed_with_samples_and_nothing_is_stored(rig: Rig) -> None:
-    """One that is given, with the caller's item or built-in ones; in the reader's zone and language."""
-    given = pb.Template(
-        id="flight.delayed", format=pb.FORMAT_TEXT, body="{{ item.payload.gate }} {{ item.time | time }}"
-    )
-    at = Timestamp(seconds=1_767_225_600)
-    items = [pb.SampleItem(payload='{"gate": "C4", "title": "Late"}', occur_time=at)]
-    answer = await rig.call("PreviewTemplate", template=given, items=items, zone="Asia/Tokyo", locale="de")
-    assert answer.text.startswith("C4 09:00")
-    assert (answer.subject, answer.parts, answer.template_error, answer.html) == ("Late", 1, "", "")
-    with pytest.raises(NotFound):
-        await rig.call("GetTemplate", id="flight.delayed", format=pb.FORMAT_TEXT)
-    layout = pb.Template(
-        id="digest/daily", style=pb.STYLE_SUMMARY, body="<p>{{ digest.count }} {{ items[1].title }}</p>"
-    )
-    answer = await rig.call("PreviewTemplate", template=layout)
-    assert (answer.html, answer.template_error) == ("<p>3 Order 1008 was placed</p>", "")
-
-
-async def test_a_preview_of_a_stored_template_that_fails_shows_what_would_go_out(rig: Rig) -> None:
-    """JSON that is none: the built-in one's, with the reason; a template that is not there is not found."""
-    one = pb.Template(id="t", format=pb.FORMAT_JSON, style=pb.STYLE_SUMMARY, body='{"a": {{ item.title }}}')
-    await rig.call("PutTemplate", template=one)
-    answer = await rig.call("PreviewTemplate", template=pb.Template(id="t", format=one.format, style=one.style))
-    assert "malformed" in answer.template_error
-    assert [item["payload"]["total"] for item in json.loads(answer.text)["items"]] == [1234.5, 99.9, 7]
-    with pytest.raises(NotFound):
-        await rig.call("PreviewTemplate", template=pb.Template(id="t"))
-
-
 async def test_a_tenants_template_is_used_and_a_failing_one_blocks_nobody(rig: Rig) -> None:
     """Ann's mail has the template's words; a template that fails later falls back, and the digest says so."""
     await rig.put_type()
@@ -337,42 +305,6 @@ async def test_a_tenants_template_is_used_and_a_failing_one_blocks_nobody(rig: R
         for entry in (await rig.call("Explain", id=digest.id)).entries
     ]
     assert "division by zero" in "".join(entry.details.get("template_error", "") for entry in told)
-
-
-async def test_a_preview_shows_an_open_window_and_changes_nothing(rig: Rig) -> None:
-    """As it would go out now; not for closed windows or other tenants."""
-    await rig.put_daily()
-    await rig.put_type(default_cadence="daily")
-    await rig.put_subscriber("ann")
-    await rig.apply(rig.notification("ann", entity="UA1"))
-    (window,) = await rig.windows()
-    preview = await rig.call("PreviewDigest", window_id=window.id)
-    assert (preview.subject, preview.item_count) == ("Daily: 1 × Flight delayed", 1)
-    assert "UA1" in preview.html
-    assert "UA1" in preview.text
-    assert await rig.windows() == [window]
-    rig.tenant = "other"
-    with pytest.raises(NotFound):
-        await rig.call("PreviewDigest", window_id=window.id)
-
-
-async def test_a_preview_leaves_out_what_has_expired(rig: Rig) -> None:
-    """It would not go out any more; with nothing else in the window there is nothing to show."""
-    await rig.put_daily()
-    await rig.put_type(default_cadence="daily")
-    await rig.put_subscriber("ann")
-    expires = rig.clock.at + timedelta(minutes=5)
-    await rig.apply(rig.notification("ann", entity="UA1", expires=expires))
-    (window,) = await rig.windows()
-    rig.clock.at = expires - timedelta(microseconds=1)
-    assert (await rig.call("PreviewDigest", window_id=window.id)).item_count == 1
-    rig.clock.at = expires
-    assert await rig.call("PreviewDigest", window_id=window.id) == pb.PreviewDigestResponse()
-    await rig.apply(rig.notification("ann", entity="UA2"))
-    preview = await rig.call("PreviewDigest", window_id=window.id)
-    assert (preview.subject, preview.item_count) == ("Daily: 1 × Flight delayed", 1)
-    assert "UA1" not in preview.html
-    assert "UA2" in preview.html
 
 
 async def test_windows_are_listed_by_subscriber_cadence_and_state(rig: Rig) -> None:

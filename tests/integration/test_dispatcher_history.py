@@ -6,10 +6,11 @@ from itertools import combinations
 
 import pytest
 
+from libs.history import History
 from libs.postgres import Transaction
+from services.dispatcher import metrics
 from services.dispatcher.delivery import Permanent, Reason, Retryable, Sent, State
-from services.dispatcher.loops_history import History
-from services.dispatcher.store_deliveries import DeliveryStore
+from services.dispatcher.store_deliveries import FORGOTTEN_AT_ONCE, DeliveryStore
 from tests.support.dispatcher_world import (
     DIGEST,
     NOON,
@@ -35,9 +36,16 @@ async def rig(open_database: OpenDatabase, postgres_server_url: str) -> AsyncIte
         yield Rig(await open_database("dispatcher", url))
 
 
-def history(rig: Rig) -> History:
+def history(rig: Rig, *, at_once: int = FORGOTTEN_AT_ONCE) -> History:
     """That of one replica."""
-    return History(db=rig.db, deliveries=rig.deliveries, clock=rig.clock, retention=RETENTION)
+    return History(
+        db=rig.db,
+        forget=rig.deliveries.forget,
+        at_once=at_once,
+        clock=rig.clock,
+        retention=RETENTION,
+        forgotten=metrics.FORGOTTEN,
+    )
 
 
 async def one_of_each(rig: Rig) -> None:
@@ -91,12 +99,12 @@ async def test_what_has_ended_is_deleted_after_its_retention_and_nothing_else(ri
     await one_of_each(rig)
     before = await in_store(rig)
     rig.clock.at = NOON + RETENTION
-    await history(rig).forget_once(at_once=2)
+    await history(rig, at_once=2).forget_once()
     assert await in_store(rig) == before
     assert before["attempts"] == {"sent", "dead", "redriven", "retrying", "held", "late"}
 
     rig.clock.at += timedelta(minutes=1)
-    await history(rig).forget_once(at_once=2)
+    await history(rig, at_once=2).forget_once()
     assert await in_store(rig) == {
         "deliveries": {"redriven", "retrying", "held", "pending", "late"},
         "attempts": {"redriven", "retrying", "held", "late"},

@@ -7,9 +7,10 @@ import grpc
 import pytest
 from carillon.intake.v1 import intake_pb2
 
+from libs.history import History
 from libs.ids import new_id
 from libs.wire import to_duration
-from services.intake.loops_history import History
+from services.intake import metrics
 from services.intake.requests import State
 from services.intake.store_requests import RequestStore
 from tests.support.fixtures import OpenBus, OpenDatabase
@@ -37,8 +38,15 @@ async def world(postgres_url: str, open_database: OpenDatabase, open_bus: OpenBu
 
 @pytest.fixture
 def history(world: IntakeWorld) -> History:
-    """What the process keeps, for 90 days."""
-    return History(db=world.db, store=RequestStore(), clock=world.clock, retention=90 * DAY)
+    """What the process keeps, for 90 days; ten are deleted at once."""
+    return History(
+        db=world.db,
+        forget=RequestStore().forget,
+        at_once=10,
+        clock=world.clock,
+        retention=90 * DAY,
+        forgotten=metrics.FORGOTTEN_REQUESTS,
+    )
 
 
 async def submit(world: IntakeWorld, *items: str) -> dict[str, str]:
@@ -91,8 +99,8 @@ async def test_inv9_forgetting_goes_on_in_small_transactions_until_nothing_is_le
     world.clock.set(datetime.now(NOW.tzinfo) + 1_000 * DAY)
     async with world.db.transaction() as tx:
         await tx.raw.execute("SELECT FROM request WHERE tenant = 'a' ORDER BY id LIMIT 1 FOR UPDATE")
-        assert await history.forget_once(at_once=10) == 49
-    assert await history.forget_once(at_once=10) == 1
+        assert await history.forget_once() == 49
+    assert await history.forget_once() == 1
 
 
 @pytest.mark.parametrize("states", [(State.OPEN,), (State.OPEN, State.ANSWERED)])

@@ -14,9 +14,9 @@ from libs.postgres import Database
 from services.scheduler.commands import Changes
 from services.scheduler.needs import Known, Needs
 from services.scheduler.store import _WAITING, TurnStore
-from services.scheduler.timer import Mark, State, TargetKind, Timer
+from services.scheduler.timer import Mark, State, Timer
+from tests.support import scheduler_table
 from tests.support.fixtures import OpenDatabase
-from tests.support.scheduler_table import hourly
 from tests.support.schemas import create_tables
 
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
@@ -25,21 +25,7 @@ MINUTE = timedelta(minutes=1)
 
 def timer(fire_at: datetime, state: State = State.SCHEDULED, **more: Any) -> Timer:
     """A timer of e in shard 3, whose watermark is at noon."""
-    plain = Timer(
-        id=(timer_id := new_id()),
-        shard=3,
-        tenant="acme",
-        entity="e",
-        type="",
-        due_at=fire_at,
-        fire_at=fire_at,
-        target_kind=TargetKind.NOTIFICATION,
-        target=b"",
-        sequence=1,
-        schedule_id=timer_id,
-        state=state,
-    )
-    return replace(plain, **more)
+    return replace(scheduler_table.timer(fire_at), shard=3, state=state, **more)
 
 
 @pytest.fixture
@@ -102,7 +88,7 @@ async def test_a_pause_is_found_and_its_end_too_whoever_wrote_it(db: Database) -
 
 async def test_what_waits_is_found_without_the_history_being_read(db: Database) -> None:
     """Twenty thousand lie behind its two timers, and ten thousand of others wait: by any plan a few pages are read."""
-    schedule_id, recurrence = new_id(), hourly()
+    schedule_id, recurrence = new_id(), scheduler_table.hourly()
     history = [
         timer(NOON - n * MINUTE, schedule_id=schedule_id, nominal_at=NOON - n * MINUTE, recurrence=recurrence)
         for n in range(1, 20_001)
@@ -125,7 +111,7 @@ async def test_what_waits_is_found_without_the_history_being_read(db: Database) 
 
 async def test_the_newest_occurrence_is_found_among_extras(db: Database) -> None:
     """What was triggered has no nominal time."""
-    schedule_id, recurrence = new_id(), hourly()
+    schedule_id, recurrence = new_id(), scheduler_table.hourly()
     times = [NOON - MINUTE, NOON + MINUTE]
     made = [timer(at, schedule_id=schedule_id, nominal_at=at, recurrence=recurrence) for at in times]
     extras = [timer(NOON, schedule_id=schedule_id), timer(NOON, schedule_id=schedule_id, recurrence=recurrence)]
